@@ -1,0 +1,101 @@
+"""Writing so that nothing is lost: temporary name, sync, rename.
+
+A killed process leaves the old file or the new one.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tailorbird.errors import DataError, StorageError
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file is larger than this file system or process may write: raise the limit",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "permission denied: choose another folder",
+}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into a StorageError that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in REMEDIES:
+            raise
+        free = shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free / 1e6
+        remedy = REMEDIES[error.errno]
+        raise StorageError(
+            f"cannot write {path} ({free:.0f} MB free): {remedy}, then run the same command again"
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to; it becomes `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; it replaces `path` if the block ends well."""
+    temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
+    with explained(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in sorted(temporary.rglob("*"), reverse=True):
+                _sync(file)
+            _sync(temporary)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            temporary.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            elif old.exists():
+                old.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises DataError, naming the file, when it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}. Restore it, or make it again") from None

@@ -1,0 +1,32 @@
+"""What crosses the borders between processing, data, model and training. Shapes are part of the type."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class _Tensors:
+    def to(self, device: torch.device | str) -> Self:
+        parts = {f.name: getattr(self, f.name).to(device) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(_Tensors):
+    """A batch of observations as a VLA reads them."""
+
+    pixels: Tensor  # (B, N, 3, image_size, image_size) in [-1, 1], N cameras
+    ids: Tensor  # (B, T) token ids of the instruction
+    ids_valid: Tensor  # (B, T) bool, False at padding
+    state: Tensor  # (B, state_dim), normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(_Tensors):
+    """Observations with the actions that followed them."""
+
+    inputs: Inputs
+    actions: Tensor  # (B, L, A), normalised; the last action of the episode fills what runs past its end
+    valid: Tensor  # (B, L) bool, False past the end of the episode
