@@ -1,0 +1,24 @@
+"""The one place that turns a configuration into a model."""
+
+from typing import assert_never
+
+import torch
+
+from tailorbird.model.config import ModelConfig, VLAConfig, VLMConfig
+from tailorbird.model.vla import VLA
+from tailorbird.model.vlm import VLM
+
+
+def build_model(cfg: ModelConfig, device: str = "cpu") -> VLM | VLA:
+    """The one list of models that exist.
+
+    On "meta" nothing is allocated; elsewhere the weights are PyTorch's defaults.
+    """
+    with torch.device(device):
+        match cfg:
+            case VLMConfig():
+                return VLM(cfg)
+            case VLAConfig():
+                return VLA(cfg)
+            case _:
+                assert_never(cfg)

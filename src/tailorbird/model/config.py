@@ -1,0 +1,131 @@
+"""What is true of a model: sizes and conventions, checked when they are made."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tailorbird.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Image tower. Defaults are SigLIP-base-patch16-512, the tower of SmolVLM2 256M and 500M."""
+
+    image_size: int = 512
+    patch_size: int = 16
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    norm_eps: float = 1e-6
+    stem: tuple[int, ...] = ()  # widths of stride-2 convolutions ahead of the patches; SigLIP has none
+
+    def __post_init__(self) -> None:
+        if self.image_size < self.patch_size:
+            raise ConfigError(f"{self.image_size=} is smaller than one patch of {self.patch_size=}")
+        if self.width % self.num_heads:
+            raise ConfigError(f"{self.width=} must be a multiple of {self.num_heads=}")
+        if self.patch_size % 2 ** len(self.stem):
+            raise ConfigError(f"{self.patch_size=} cannot be halved by {len(self.stem)} stem convolutions")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side.
+
+        SigLIP's 384 px in patches of 14 leave a rim of 6 px unseen; so does the release.
+        """
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Language model of the Llama kind. Defaults are the text tower of SmolVLM2-256M."""
+
+    width: int = 576
+    num_layers: int = 30
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    head_dim: int = 64
+    mlp_dim: int = 1536
+    vocab: int = 49280
+    max_positions: int = 8192
+    rope_theta: float = 100_000.0
+    norm_eps: float = 1e-5
+    tied: bool = False  # the output head is the embedding
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{self.num_heads=} must be a multiple of {self.num_kv_heads=}")
+        if self.head_dim % 2:
+            raise ConfigError(f"{self.head_dim=} must be even: rotary embedding turns pairs of channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMConfig:
+    """Image tower, connector and language model.
+
+    `shuffle` is the pixel-shuffle factor: each block of shuffle x shuffle patches becomes one token.
+    """
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    shuffle: int = 4
+    image_token_id: int = 49190
+
+    def __post_init__(self) -> None:
+        if self.vision.grid % self.shuffle:
+            raise ConfigError(
+                f"a grid of {self.vision.grid} patches ("
+                f"{self.vision.image_size=}, {self.vision.patch_size=}) does not divide by {self.shuffle=}"
+            )
+        if not 0 <= self.image_token_id < self.decoder.vocab:
+            raise ConfigError(f"{self.image_token_id=} is outside the vocabulary of {self.decoder.vocab}")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return (self.vision.grid // self.shuffle) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """Action expert. Defaults are smolvla_base: 0.75 of the decoder's width, half of its layers cross."""
+
+    width: int = 720
+    mlp_dim: int = 2048
+    num_layers: int = 16
+    attention: Literal["interleaved", "self"] = "interleaved"
+    self_attn_every: int = 2  # when interleaved: layers 0, 2, 4, ... also attend to the actions
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ConfigError(f"{self.width=} must be even: the time embedding is half sines, half cosines")
+        if self.attention == "interleaved" and self.self_attn_every < 1:
+            raise ConfigError(f"{self.self_attn_every=} must be at least 1")
+
+    def is_cross(self, layer: int) -> bool:
+        return self.attention == "interleaved" and layer % self.self_attn_every != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLAConfig:
+    """A VLM that reads images, words and state, and an expert that turns noise into a chunk of actions."""
+
+    vlm: VLMConfig
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    state_dim: int = 32
+    action_dim: int = 32
+    chunk: int = 50
+    num_steps: int = 10  # Euler steps from noise to actions
+    min_period: float = 4e-3  # of the time embedding
+    max_period: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.vlm.decoder.num_layers % self.expert.num_layers:
+            raise ConfigError(
+                f"{self.vlm.decoder.num_layers} decoder layers are not a multiple of "
+                f"{self.expert.num_layers} expert layers"
+            )
+        if self.chunk < 1 or self.num_steps < 1:
+            raise ConfigError(f"{self.chunk=} and {self.num_steps=} must be at least 1")
+
+
+ModelConfig = VLMConfig | VLAConfig

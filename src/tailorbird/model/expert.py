@@ -1,0 +1,105 @@
+"""Action expert: a narrow decoder over the actions of a chunk, which reads the VLM's keys and values."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tailorbird.model.cache import KV, FrozenCache
+from tailorbird.model.config import DecoderConfig, ExpertConfig
+from tailorbird.model.decoder import DecoderBlock
+from tailorbird.model.layers import GatedMLP, RMSNorm, rotary, rotate
+
+
+class CrossAttention(nn.Module):
+    """Action tokens read the prefix.
+
+    The prefix's keys and values come from the decoder, and are projected once.
+    """
+
+    def __init__(self, cfg: DecoderConfig, width: int) -> None:
+        super().__init__()
+        self.num_kv_heads = cfg.num_kv_heads
+        self.num_heads = cfg.num_heads
+        kv_width = cfg.num_kv_heads * cfg.head_dim
+        self.query = nn.Linear(width, cfg.num_heads * cfg.head_dim, bias=False)
+        self.key = nn.Linear(kv_width, kv_width, bias=False)
+        self.value = nn.Linear(kv_width, kv_width, bias=False)
+        self.out = nn.Linear(cfg.num_heads * cfg.head_dim, width, bias=False)
+
+    def project(self, prefix: KV) -> KV:
+        """Turn the decoder's keys and values into this layer's own, (B, K, S, D) both. No second rotation."""
+        k = self.key(prefix.k.transpose(1, 2).flatten(2))  # (B, S, K * D)
+        v = self.value(prefix.v.transpose(1, 2).flatten(2))  # (B, S, K * D)
+        split = (self.num_kv_heads, -1)
+        return KV(
+            k.unflatten(-1, split).transpose(1, 2), v.unflatten(-1, split).transpose(1, 2)
+        )  # (B, K, S, D)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, prefix: KV) -> Tensor:
+        """x: (B, L, C); mask: (B, 1, 1, S); prefix: from `project`. Returns (B, L, C)."""
+        q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, D)
+        y = F.scaled_dot_product_attention(rotate(q, rope), *prefix, attn_mask=mask, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, L, C)
+
+
+class CrossBlock(nn.Module):
+    def __init__(self, cfg: DecoderConfig, expert: ExpertConfig) -> None:
+        super().__init__()
+        self.norm_1 = RMSNorm(expert.width, cfg.norm_eps)
+        self.attn = CrossAttention(cfg, expert.width)
+        self.norm_2 = RMSNorm(expert.width, cfg.norm_eps)
+        self.mlp = GatedMLP(expert.width, expert.mlp_dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, prefix: KV) -> Tensor:
+        x = x + self.attn(self.norm_1(x), rope, mask, prefix)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Expert(nn.Module):
+    """Expert layer i reads decoder layer i * (decoder layers / expert layers)."""
+
+    def __init__(self, cfg: DecoderConfig, expert: ExpertConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.stride = cfg.num_layers // expert.num_layers
+        self.blocks = nn.ModuleList(
+            CrossBlock(cfg, expert)
+            if expert.is_cross(layer * self.stride)
+            else DecoderBlock(cfg, expert.width, expert.mlp_dim)
+            for layer in range(expert.num_layers)
+        )
+        self.norm = RMSNorm(expert.width, cfg.norm_eps)
+
+    def project(self, prefix: list[KV]) -> list[KV]:
+        """Per expert layer the keys and values it reads: everything that does not depend on the actions."""
+        read = prefix[:: self.stride]
+        return [
+            block.attn.project(kv) if isinstance(block, CrossBlock) else kv
+            for block, kv in zip(self.blocks, read, strict=True)
+        ]
+
+    def forward(self, x: Tensor, prefix: list[KV], valid: Tensor) -> Tensor:
+        """Action tokens see the valid prefix and, in self-attention layers, the actions up to themselves.
+
+        Args:
+            x: (B, L, C).
+            prefix: from `project`.
+            valid: (B, S), False at the prefix's padding.
+        Returns:
+            (B, L, C).
+        """
+        steps = torch.arange(x.shape[1], device=x.device)[None]  # (1, L)
+        own_rope = rotary(steps, self.cfg.head_dim, self.cfg.rope_theta)
+        joint_rope = rotary(valid.sum(-1, keepdim=True) + steps, self.cfg.head_dim, self.cfg.rope_theta)
+        cross_mask = valid[:, None, None]  # (B, 1, 1, S)
+        causal = (steps <= steps.T).expand(x.shape[0], 1, -1, -1)  # (B, 1, L, L)
+        joint_mask = torch.cat(
+            [cross_mask.expand(-1, -1, x.shape[1], -1), causal], dim=-1
+        )  # (B, 1, L, S + L)
+        cache = FrozenCache(prefix)
+        for layer, block in enumerate(self.blocks):
+            if isinstance(block, CrossBlock):
+                x = block(x, own_rope, cross_mask, prefix[layer])
+            else:
+                x = block(x, joint_rope, joint_mask, cache, layer)
+        return self.norm(x)
