@@ -1,0 +1,55 @@
+"""Zero mean and unit deviation, and the way back to physical units."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailorbird.errors import DataError, MissingStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalizer:
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise DataError(f"{len(self.mean)} means and {len(self.std)} deviations do not describe a vector")
+        if not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
+            raise DataError(
+                f"cannot normalise with mean {self.mean} and deviation {self.std}: they must be finite, the "
+                "deviations positive. A number that never changes carries nothing: leave it out"
+            )
+
+    @classmethod
+    def from_stats(cls, stats: Mapping[str, Mapping[str, Any]], key: str, source: str) -> "Normalizer":
+        """Take the statistics of one feature, as LeRobot's meta/stats.json has them.
+
+        Raises:
+            MissingStats: `source` has none for `key`. Passing data through unchanged would break the policy
+                silently.
+        """
+        if key not in stats or not {"mean", "std"} <= stats[key].keys():
+            raise MissingStats(f"no mean and std for {key!r}: {source} holds {sorted(stats)}")
+        mean, std = (tuple(np.ravel(stats[key][name]).astype(float).tolist()) for name in ("mean", "std"))
+        return cls(mean=mean, std=std)
+
+    @property
+    def width(self) -> int:
+        return len(self.mean)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., width) in physical units to normalised, fp32."""
+        return (x.float() - x.new_tensor(self.mean, dtype=torch.float32)) / x.new_tensor(
+            self.std, dtype=torch.float32
+        )
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """(..., width) normalised to physical units, fp32."""
+        return x.float() * x.new_tensor(self.std, dtype=torch.float32) + x.new_tensor(
+            self.mean, dtype=torch.float32
+        )
