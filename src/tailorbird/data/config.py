@@ -1,0 +1,56 @@
+"""Settings of recording and loading."""
+
+from dataclasses import dataclass, field
+
+from tailorbird.errors import ConfigError
+from tailorbird.sim.config import HORIZON, SIM_HZ, ActionNoise, SimConfig
+from tailorbird.sim.tasks import INSTRUCTIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Which demonstrations to record.
+
+    demos: successful demonstrations to keep, per Meta-World task.
+    first_seed: of each task; attempt i plays seed first_seed + i.
+    max_s: simulated seconds after which an attempt has failed.
+    after_s: simulated seconds that an episode goes on once it is solved.
+    crf: quality of the video, 0 (lossless) to 51.
+    """
+
+    demos: dict[str, int] = field(default_factory=lambda: {"push-v3": 10})
+    first_seed: int = 1000
+    max_s: float = 3.0
+    after_s: float = 0.15
+    crf: int = 14
+    sim: SimConfig = field(default_factory=SimConfig)
+    noise: ActionNoise = field(default_factory=ActionNoise)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.demos) - set(INSTRUCTIONS)
+        if unknown or not self.demos or min(self.demos.values()) < 1:
+            raise ConfigError(
+                f"cannot record {self.demos}: name Meta-World tasks and at least one demonstration each; "
+                f"there are {', '.join(INSTRUCTIONS)}"
+            )
+        if not 0 < self.max_s <= HORIZON / SIM_HZ or self.sim.size % 2:
+            raise ConfigError(
+                f"{self.max_s=} must be in (0, {HORIZON / SIM_HZ}], and {self.sim.size=} even for video"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of the training pictures, drawn anew for each.
+
+    shift_px: at most so far in each direction, at the model's size; the rim is filled from the edge.
+    brightness, contrast: at most so much, as a share.
+    """
+
+    shift_px: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift_px < 0 or not (0 <= self.brightness < 1 and 0 <= self.contrast < 1):
+            raise ConfigError(f"not an augmentation: {self}")

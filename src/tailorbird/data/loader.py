@@ -1,0 +1,92 @@
+"""Batches for training, each a function of (seed, step); the bytes are gathered one step ahead."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tailorbird.data.augment import change
+from tailorbird.data.config import Augment
+from tailorbird.data.lerobot import LeRobotDataset
+from tailorbird.data.order import batch_rows, seed_of
+from tailorbird.errors import DataError
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.types import Batch
+
+
+class Loader:
+    """Endless batches of (observation, action chunk, validity).
+
+    rows: the part of the dataset to draw from.
+    """
+
+    def __init__(
+        self,
+        data: LeRobotDataset,
+        frames: NDArray[np.uint8],
+        pipeline: Pipeline,
+        *,
+        rows: NDArray[np.int64],
+        chunk: int,
+        batch: int,
+        seed: int,
+        augment: Augment,
+    ) -> None:
+        if len(rows) < batch:
+            raise DataError(
+                f"{len(rows)} frames cannot fill a batch of {batch}: record more, or lower --train.batch"
+            )
+        self.data, self.frames, self.pipeline = data, frames, pipeline
+        self.rows, self.chunk, self.batch, self.seed, self.augment = rows, chunk, batch, seed, augment
+
+    def load(self, rows: NDArray[np.int64]) -> Batch:
+        """The batch of the given rows, as they are."""
+        return self._finish(rows, torch.from_numpy(self.frames[rows]))
+
+    def at(self, step: int) -> Batch:
+        """The batch of a training step, augmented."""
+        return self._augmented(*self._fetch(step), step)
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps [start, stop). Frames are read one step ahead, in a thread.
+
+        The thread only copies bytes: if it computed with torch, its team of threads would take the cores away
+        from training (a step would cost half as much again on two cores).
+        """
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._fetch, start)
+            for step in range(start, stop):
+                fetched = ahead.result()
+                ahead = pool.submit(self._fetch, step + 1)
+                yield self._augmented(*fetched, step)
+
+    def _fetch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        rows = self.rows[batch_rows(len(self.rows), self.batch, self.seed, step)]
+        return rows, self.frames[rows]
+
+    def _augmented(self, rows: NDArray[np.int64], frames: NDArray[np.uint8], step: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, step))
+        return self._finish(rows, change(torch.from_numpy(frames), self.augment, generator))
+
+    def _finish(self, rows: NDArray[np.int64], frames: Tensor) -> Batch:
+        actions, valid = self.data.chunk(rows, self.chunk)
+        tasks = [self.data.tasks[i] for i in self.data.task_index[rows]]
+        return Batch(
+            inputs=self.pipeline.prepare(frames, torch.from_numpy(self.data.state[rows]), tasks),
+            actions=self.pipeline.action(torch.from_numpy(actions)),
+            valid=torch.from_numpy(valid),
+        )
+
+
+def split_episodes(
+    data: LeRobotDataset, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to learn from, and rows of whole episodes held out: about `share` of them, at least one."""
+    num = len(data.episodes)
+    held = np.zeros(num, bool)
+    held[np.random.default_rng(seed).permutation(num)[: max(1, round(share * num))]] = True
+    apart = held[data.episode_index]
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
