@@ -1,0 +1,108 @@
+"""A policy as a folder: config.json, model.safetensors, tokenizer.json. Nothing else is needed to act."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tailorbird.checkpoint.settings import from_json, to_json
+from tailorbird.errors import CheckpointError, TailorbirdError
+from tailorbird.model.build import build_model
+from tailorbird.model.config import VLAConfig
+from tailorbird.model.vla import VLA
+from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.normalize import Normalizer
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.processing.text import InstructionTokenizer
+from tailorbird.provenance import commit, versions
+from tailorbird.storage import read_json
+
+FORMAT = 1
+
+
+def write_policy(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
+    """Write the three files into an existing folder; `storage.new_folder` makes it all or nothing."""
+    config = {
+        "format": FORMAT,
+        "model": to_json(cfg),
+        "pipeline": {
+            "cameras": list(pipeline.cameras),
+            "image": to_json(pipeline.image),
+            "state": to_json(pipeline.state),
+            "action": to_json(pipeline.action),
+            "max_tokens": pipeline.tokenizer.max_tokens,
+            "hz": pipeline.hz,
+        },
+        "made_by": {"commit": commit(), "versions": versions()},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "tokenizer.json").write_text(pipeline.tokenizer.json)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+
+
+def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
+    """Build the model on the meta device and give it the weights of the folder.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    try:
+        config = read_json(folder / "config.json")
+        if config.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder} has policy format {config.get('format')!r}, this version reads {FORMAT}"
+            )
+        cfg = from_json(VLAConfig, config["model"], f"{folder}/config.json: model")
+        part = config["pipeline"]
+        pipeline = Pipeline(
+            cameras=tuple(part["cameras"]),
+            image=from_json(ImageSpec, part["image"], f"{folder}/config.json: image"),
+            state=from_json(Normalizer, part["state"], f"{folder}/config.json: state"),
+            action=from_json(Normalizer, part["action"], f"{folder}/config.json: action"),
+            tokenizer=InstructionTokenizer((folder / "tokenizer.json").read_text(), part["max_tokens"]),
+            hz=float(part["hz"]),
+        )
+    except CheckpointError:
+        raise
+    except (TailorbirdError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is no policy that can be loaded: {error!r}") from error
+    model = build_model(cfg, "meta")
+    assert isinstance(model, VLA)
+    load_weights(model, read_tensors(folder / "model.safetensors", device), folder / "model.safetensors")
+    return model, pipeline
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=device)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: save or fetch the checkpoint again") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): save or fetch the checkpoint again") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Give a model, possibly on the meta device, exactly these weights.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected.keys() != found.keys():
+        missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} tensors {missing[:3]} and has {len(unknown)} unknown ones "
+            f"{unknown[:3]}: it belongs to a model of another size or kind"
+        )
+    for name, shape in expected.items():
+        if shape != found[name]:
+            raise CheckpointError(
+                f"{source}: {name} has shape {found[name]}, the model needs {shape}: it belongs to a model "
+                "of another size. Use the config.json that was saved with it"
+            )
+    on_meta = any(value.is_meta for value in model.state_dict().values())
+    model.load_state_dict(dict(weights), assign=on_meta)

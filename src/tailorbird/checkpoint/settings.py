@@ -1,0 +1,55 @@
+"""Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error, not a default."""
+
+import types
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tailorbird.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def from_json(cls: type[T], data: Any, where: str) -> T:
+    """Rebuild settings of type `cls` from what `to_json` gave. `where` names the source in errors."""
+    return _build(cls, data, where)
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return _build_dataclass(kind, data, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(data, list | tuple):
+        inner = [args[0]] * len(data) if args[-1:] == (...,) else args
+        if len(inner) == len(data):
+            return tuple(
+                _build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, data, strict=True))
+            )
+    elif origin is dict and isinstance(data, dict):
+        return {key: _build(args[1], value, f"{where}.{key}") for key, value in data.items()}
+    elif origin is Literal and data in args:
+        return data
+    elif origin in (Union, types.UnionType) and data is None and type(None) in args:
+        return None
+    elif kind is float and isinstance(data, int | float) and not isinstance(data, bool):
+        return float(data)
+    elif isinstance(kind, type) and type(data) is kind:
+        return data
+    raise ConfigError(f"{where} should be {kind}, is {data!r}")
+
+
+def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} should be the fields of {kind.__name__}, is {data!r}")
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in fields(kind)}
+    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    if data.keys() - known.keys() or needed - data.keys():
+        raise ConfigError(
+            f"{where}: unknown {sorted(data.keys() - known.keys())}, missing {sorted(needed - data.keys())}; "
+            f"{kind.__name__} has {sorted(known)}"
+        )
+    return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
