@@ -1,0 +1,1 @@
+"""Learning: one loop, exact resume, checkpoints that are policies."""
