@@ -1,0 +1,1 @@
+"""Acting: an observation in, a chunk of actions out."""
