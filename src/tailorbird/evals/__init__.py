@@ -1,0 +1,1 @@
+"""How good is it: closed-loop runs, intervals, and a report that one likes to look at."""

@@ -1,0 +1,216 @@
+"""Closed-loop runs of a policy in the simulator, many at a time."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tailorbird.control.runtime import Background, LoopConfig, RealClock, SimClock, Synchronous, Trace, run
+from tailorbird.data.video import encode
+from tailorbird.errors import ConfigError
+from tailorbird.evals.config import Condition, RolloutConfig
+from tailorbird.infer.policy import Policy, load_policy
+from tailorbird.progress import track
+from tailorbird.sim.expert import ScriptedExpert
+from tailorbird.sim.metaworld import MetaWorld, open_simulator
+from tailorbird.sim.pool import run_in_order
+from tailorbird.sim.tasks import INSTRUCTIONS
+from tailorbird.wire import Observation
+
+
+class SimRobot:
+    """A Meta-World task as the control loop sees a robot, on request shown black pictures or a wrong task."""
+
+    def __init__(self, env: MetaWorld, *, instruction: str, blind: bool = False, film_size: int = 0) -> None:
+        self.env, self.instruction, self.blind, self.film_size = env, instruction, blind, film_size
+        self.film: list[NDArray[np.uint8]] = []
+        self.expert_actions: list[list[float]] = []
+        self._expert = ScriptedExpert(env.task)
+
+    def observe(self) -> Observation:
+        seen = replace(self.env.observe(), task=self.instruction)
+        if self.blind:
+            seen = replace(seen, images={name: np.zeros_like(image) for name, image in seen.images.items()})
+        return seen
+
+    def act(self, action: NDArray[np.float32]) -> bool:
+        if self.film_size:
+            self.film.append(self.env.photograph(self.film_size, fast=False))
+            self.expert_actions.append(self._expert.act(self.env).tolist())
+        solved = self.env.advance(action)
+        if solved and self.film_size:
+            self.film.append(self.env.photograph(self.film_size, fast=False))
+        return solved
+
+    def hold(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Stay where you are, and keep the grip."""
+        return np.array([0, 0, 0, last[3]], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One closed-loop run. The film is an mp4; the action lists are per tick."""
+
+    task: str
+    seed: int
+    solved: bool
+    ticks: int
+    held: int
+    chunk_ms: list[float]
+    film: bytes | None = None
+    actions: list[list[float]] | None = None
+    expert_actions: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    policy: Path
+    task: str
+    seed: int
+    condition: Condition
+    film: bool
+    cfg: RolloutConfig
+
+
+@lru_cache(maxsize=1)
+def _policy(path: Path) -> Policy:
+    """The policy that this worker process holds between its episodes."""
+    torch.set_num_threads(1)
+    return load_policy(path)
+
+
+def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
+    """The instruction of the next task in the list: the same wrong one for every seed."""
+    others = [*tasks, *INSTRUCTIONS]
+    return INSTRUCTIONS[next(name for name in others[others.index(task) + 1 :] if name != task)]
+
+
+def play(job: Job) -> Episode:
+    """One episode. Repeatable: the seed fixes the scene and the policy's noises, and time is simulated."""
+    cfg, env, policy = job.cfg, open_simulator(job.task, job.cfg.sim), _policy(job.policy)
+    env.restart(job.seed)
+    policy.reset(job.seed)
+    wrong = job.condition == "shuffled"
+    robot = SimRobot(
+        env,
+        instruction=shuffled_instruction(job.task, cfg.tasks) if wrong else INSTRUCTIONS[job.task],
+        blind=job.condition == "black",
+        film_size=cfg.film_size if job.film else 0,
+    )
+    clock = SimClock()
+    trace = run(robot, Synchronous(policy, clock, cfg.delay_s), clock, _loop(cfg))
+    return Episode(
+        task=job.task,
+        seed=job.seed,
+        solved=trace.solved,
+        ticks=len(trace.actions),
+        held=trace.held,
+        chunk_ms=trace.chunk_ms,
+        film=encode(robot.film, cfg.sim.control_hz, crf=23) if job.film else None,
+        actions=[action.tolist() for action in trace.actions] if job.film else None,
+        expert_actions=robot.expert_actions if job.film else None,
+    )
+
+
+def _loop(cfg: RolloutConfig) -> LoopConfig:
+    hz = cfg.sim.control_hz
+    return LoopConfig(hz=hz, execute=cfg.execute, max_ticks=int(cfg.max_s * hz))
+
+
+def rollout(
+    policy: Path, cfg: RolloutConfig, condition: Condition, workers: int, label: str
+) -> list[Episode]:
+    """Play every task and seed, in parallel processes.
+
+    Raises:
+        CheckpointError: the policy cannot be loaded.
+        ConfigError: the policy acts at another rate, or wants cameras that the simulator does not show.
+    """
+    check(load_policy(policy), cfg)
+    jobs = [
+        Job(policy, task, seed, condition, cfg.film and seed == cfg.first_seed, cfg)
+        for task in cfg.tasks
+        for seed in range(cfg.first_seed, cfg.first_seed + cfg.seeds)
+    ]
+    episodes: list[Episode] = []
+    with track(label, len(jobs)) as bar:
+        for _, episode in run_in_order(play, jobs, workers):
+            episodes.append(episode)
+            bar.advance(note=f"{sum(e.solved for e in episodes)} solved")
+    return episodes
+
+
+def check(policy: Policy, cfg: RolloutConfig) -> None:
+    pipeline = policy.pipeline
+    if set(pipeline.cameras) - {cfg.sim.camera}:
+        raise ConfigError(
+            f"the policy looks through {pipeline.cameras}, the simulator shows {cfg.sim.camera!r}"
+        )
+    if pipeline.hz != cfg.sim.control_hz:
+        raise ConfigError(
+            f"the policy learned {pipeline.hz:g} actions a second, the simulator takes {cfg.sim.control_hz}: "
+            f"set --sim.control-hz {pipeline.hz:g}"
+        )
+    if cfg.execute > policy.model.cfg.chunk:
+        raise ConfigError(
+            f"the policy's chunks have {policy.model.cfg.chunk} actions, not {cfg.execute}: lower --execute"
+        )
+
+
+def drive_in_real_time(policy: Path, cfg: RolloutConfig) -> Trace:
+    """One episode by the wall clock, chunks computed in the background: the rate that a robot would get.
+
+    The first task is played for `max_s` whether it is solved or not.
+    """
+    mind = load_policy(policy)
+    check(mind, cfg)
+    torch.set_num_threads(1)
+    env = MetaWorld(cfg.tasks[0], cfg.sim)
+    env.restart(cfg.first_seed)
+    robot = _Unstoppable(env, instruction=INSTRUCTIONS[cfg.tasks[0]])
+    mind.act(robot.observe())  # the first call pays for setting up
+    thinker = Background(mind)
+    try:
+        return run(robot, thinker, RealClock(), _loop(cfg))
+    finally:
+        thinker.close()
+        env.close()
+
+
+class _Unstoppable(SimRobot):
+    def act(self, action: NDArray[np.float32]) -> bool:
+        super().act(action)
+        return False
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success rates with intervals, by task and in all, and what chunks cost."""
+    from tailorbird.evals.metrics import percentiles, wilson
+
+    tasks = list(dict.fromkeys(episode.task for episode in episodes))
+    by_task = {}
+    for task in tasks:
+        solved = [episode.solved for episode in episodes if episode.task == task]
+        low, high = wilson(sum(solved), len(solved))
+        by_task[task] = {
+            "success": statistics.fmean(solved),
+            "low": low,
+            "high": high,
+            "episodes": len(solved),
+        }
+    solved = [episode.solved for episode in episodes]
+    low, high = wilson(sum(solved), len(solved))
+    return {
+        "success": statistics.fmean(solved),
+        "low": low,
+        "high": high,
+        "episodes": len(solved),
+        "by_task": by_task,
+        "chunk_ms": percentiles([ms for episode in episodes for ms in episode.chunk_ms]),
+    }
