@@ -1,0 +1,1 @@
+"""Runs that are known to work, each with what to expect of it."""
