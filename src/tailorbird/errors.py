@@ -6,7 +6,8 @@
     |-- DataError          a dataset, episode, frame or observation that cannot be used
     |   `-- MissingStats   normalisation was asked for a feature without statistics
     |-- SimulatorError     the simulator or its renderer cannot start
-    `-- StorageError       the disk is full, read-only, or refused to sync
+    |-- StorageError       the disk is full, read-only, or refused to sync
+    `-- Interrupted        a person stopped it; what was done is saved
 
 Each message says what was asked, what is there, and what to do next.
 """
@@ -37,4 +38,8 @@ class SimulatorError(TailorbirdError, RuntimeError):
 
 
 class StorageError(TailorbirdError, OSError):
+    pass
+
+
+class Interrupted(TailorbirdError):  # noqa: N818 (reads as what happened)
     pass

@@ -5,6 +5,7 @@ Saved with every checkpoint and every result.
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -65,6 +66,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tailorbird"), *sys.argv[1:]])
 
 
 def stamp(command: str) -> dict[str, str]:

@@ -14,12 +14,13 @@ Condition = Literal["normal", "shuffled", "black"]
 class RolloutConfig:
     """Which situations, for how long, and how the policy is driven.
 
-    seeds: played per task, from first_seed on.
-    max_s: simulated seconds until an unsolved episode counts as failed.
-    execute: actions of each chunk that are executed before the next one is asked for.
-    delay_s: simulated seconds that a chunk is late, while the robot goes on with the one before; 0: the robot
-        waits.
-    film: record a video of the first seed of each task, with the expert's opinion beside each action.
+    Attributes:
+        seeds: played per task, from first_seed on.
+        max_s: simulated seconds until an unsolved episode counts as failed.
+        execute: actions of each chunk that are executed before the next one is asked for.
+        delay_s: simulated seconds that a chunk is late, while the robot goes on with the one before; at 0 the
+            robot waits.
+        film: record a video of the first seed of each task, with the expert's opinion beside each action.
     """
 
     tasks: tuple[str, ...] = ("push-v3",)

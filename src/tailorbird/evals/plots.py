@@ -8,17 +8,12 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tailorbird.evals.results import LABELS
 
 BLUE, ORANGE, GREY, GREEN = "#2f6f9f", "#d9772b", "#8a8f98", "#4b9b6e"
 COLOURS = {"normal": BLUE, "shuffled": ORANGE, "black": "#3a3a3a", "untrained": GREY}
-LABELS = {
-    "normal": "the trained policy",
-    "shuffled": "told another task's instruction",
-    "black": "shown black pictures",
-    "untrained": "before training",
-}
 STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -74,15 +69,9 @@ def plot_learning(rows: Sequence[Mapping[str, float]]) -> str:
             (right, "action_error", ORANGE, "held-out episodes"),
         ):
             points = [(row["step"], row[key]) for row in rows if key in row]
-            many = len(points) > 40
-            ax.plot(
-                *zip(*points, strict=True),
-                color=colour,
-                label=label,
-                lw=1.2,
-                marker="" if many else "o",
-                ms=3,
-            )
+            steps, values = [step for step, _ in points], [value for _, value in points]
+            marker = "" if len(points) > 40 else "o"
+            ax.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=3, clip_on=False)
         left.set_ylabel("flow-matching loss")
         right.set_ylabel("mean error of an action")
         left.set_ylim(bottom=0)
@@ -97,24 +86,19 @@ def plot_learning(rows: Sequence[Mapping[str, float]]) -> str:
 def plot_actions(
     actions: Sequence[Sequence[float]], expert: Sequence[Sequence[float]], names: Sequence[str], hz: float
 ) -> str:
-    """The policy's actions and what the expert would have done in the same state, one panel a dimension."""
+    """The policy's actions (blue), and the expert's in the same states (grey), one panel a dimension."""
     times = [tick / hz for tick in range(len(actions))]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(names), figsize=(8.6, 1.5), sharex=True, sharey=True)
         for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
-            _step(ax, times, [action[i] for action in expert], GREY, "expert")
-            _step(ax, times, [action[i] for action in actions], BLUE, "policy")
+            for who, colour in ((expert, GREY), (actions, BLUE)):
+                ax.step(times, [action[i] for action in who], where="post", color=colour, lw=1.3)
             ax.set_title(name, fontsize=9, loc="left")
             ax.set_ylim(-1.25, 1.25)
             ax.set_xlabel("s", fontsize=8)
             ax.tick_params(labelsize=8)
-        axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
         figure.tight_layout(pad=0.4)
         return _svg(figure)
-
-
-def _step(ax: Axes, times: Sequence[float], values: Sequence[float], colour: str, label: str) -> None:
-    ax.step(times, values, where="post", color=colour, lw=1.3, label=label)
 
 
 def plot_latency(chunk_ms: Sequence[float], tick_ms: float) -> str:
@@ -124,9 +108,8 @@ def plot_latency(chunk_ms: Sequence[float], tick_ms: float) -> str:
         most = sorted(chunk_ms)[int(0.995 * (len(chunk_ms) - 1))]
         ax.hist([ms for ms in chunk_ms if ms <= most], bins=60, color=BLUE)
         ax.axvline(tick_ms, color=ORANGE, lw=1.5)
-        ax.annotate(
-            f" one tick, {tick_ms:.0f} ms", (tick_ms, ax.get_ylim()[1]), color=ORANGE, fontsize=9, va="top"
-        )
+        place = (tick_ms, ax.get_ylim()[1])
+        ax.annotate(f"one tick, {tick_ms:.0f} ms ", place, color=ORANGE, fontsize=9, va="top", ha="right")
         ax.set_xlim(left=0)
         ax.set_xlabel("ms for one chunk, the slowest 0.5 % left out")
         ax.set_ylabel("chunks")

@@ -8,7 +8,7 @@ import jinja2
 
 from tailorbird.errors import DataError
 from tailorbird.evals import plots
-from tailorbird.evals.results import load_conditions, load_episodes
+from tailorbird.evals.results import LABELS, load_conditions, load_episodes
 from tailorbird.sim.tasks import INSTRUCTIONS
 from tailorbird.storage import new_file, read_json
 from tailorbird.train.log import read_metrics
@@ -56,7 +56,7 @@ def write_report(run: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         result=result,
         conditions=conditions,
-        labels=plots.LABELS,
+        labels=LABELS,
         tasks=tasks,
         success=plots.plot_success(conditions),
         learning=plots.plot_learning(metrics) if metrics else None,

@@ -1,16 +1,36 @@
-"""Closed-loop runs as files: one JSON a condition, one mp4 a task."""
+"""What closed-loop runs came to: episodes as files, summaries, tables."""
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tailorbird.evals.rollout import Episode, summarise
-from tailorbird.storage import new_file, read_json, write_json
+from rich.table import Table
+
+from tailorbird.evals.config import RolloutConfig
+from tailorbird.evals.metrics import percentiles, wilson
+from tailorbird.provenance import stamp, versions
+from tailorbird.storage import claim, new_file, read_json, write_json
 
 
-def save_episodes(run: Path, condition: str, episodes: Sequence[Episode]) -> None:
-    """Write rollouts/<condition>.json, and videos/<task>.mp4 for the episodes that were filmed."""
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One closed-loop run. The film is an mp4; the action lists are per tick."""
+
+    task: str
+    seed: int
+    solved: bool
+    ticks: int
+    held: int
+    chunk_ms: list[float]
+    film: bytes | None = None
+    actions: list[list[float]] | None = None
+    expert_actions: list[list[float]] | None = None
+
+
+def save_episodes(run: Path, name: str, episodes: Sequence[Episode]) -> None:
+    """Write rollouts/<name>.json, and videos/<task>.mp4 for the episodes that were filmed."""
     rows = []
     for episode in episodes:
         row = asdict(episode)
@@ -19,12 +39,37 @@ def save_episodes(run: Path, condition: str, episodes: Sequence[Episode]) -> Non
             with new_file(run / f"videos/{episode.task}.mp4") as temporary:
                 temporary.write_bytes(film)
         rows.append(row)
-    write_json(run / f"rollouts/{condition}.json", rows)
+    write_json(run / f"rollouts/{name}.json", rows)
 
 
-def load_episodes(run: Path, condition: str) -> list[Episode]:
+def load_episodes(run: Path, name: str) -> list[Episode]:
     """Read what `save_episodes` wrote; the films stay in their files."""
-    return [Episode(**row) for row in read_json(run / f"rollouts/{condition}.json")]
+    return [Episode(**row) for row in read_json(run / f"rollouts/{name}.json")]
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success rates with intervals, by task and in all, and what chunks cost."""
+    tasks = list(dict.fromkeys(episode.task for episode in episodes))
+    by_task = {}
+    for task in tasks:
+        solved = [episode.solved for episode in episodes if episode.task == task]
+        low, high = wilson(sum(solved), len(solved))
+        by_task[task] = {
+            "success": statistics.fmean(solved),
+            "low": low,
+            "high": high,
+            "episodes": len(solved),
+        }
+    solved = [episode.solved for episode in episodes]
+    low, high = wilson(sum(solved), len(solved))
+    return {
+        "success": statistics.fmean(solved),
+        "low": low,
+        "high": high,
+        "episodes": len(solved),
+        "by_task": by_task,
+        "chunk_ms": percentiles([ms for episode in episodes for ms in episode.chunk_ms]),
+    }
 
 
 def success_table(conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,7 +96,47 @@ def success_table(conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
 def load_conditions(run: Path) -> dict[str, dict[str, Any]]:
     """Summaries of all the conditions that a run has files for, `normal` first."""
-    names = sorted(
-        (path.stem for path in (run / "rollouts").glob("*.json")), key=lambda name: (name != "normal", name)
-    )
+    names = sorted((path.stem for path in (run / "rollouts").glob("*.json")), key=list(LABELS).index)
     return {name: summarise(load_episodes(run, name)) for name in names}
+
+
+def save_result(
+    run: Path, name: str, episodes: Sequence[Episode], cfg: RolloutConfig, command: str
+) -> dict[str, dict[str, Any]]:
+    """Add the episodes of a condition to a folder, and result.json once the normal ones are there.
+
+    Returns:
+        The summaries of all conditions that the folder holds.
+    Raises:
+        ConfigError: the folder holds runs with other settings.
+    """
+    settings = {"rollout": asdict(cfg)}
+    claim(run / "settings.json", settings)
+    save_episodes(run, name, episodes)
+    conditions = load_conditions(run)
+    if "normal" in conditions:
+        facts = {**success_table(conditions), **stamp(command), "versions": versions(), "settings": settings}
+        write_json(run / "result.json", facts)
+    return conditions
+
+
+LABELS = {
+    "normal": "the trained policy",
+    "shuffled": "told another task's instruction",
+    "black": "shown black pictures",
+    "untrained": "before training",
+}
+
+
+def table(conditions: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Success by task and condition, for the terminal."""
+    rows = Table("task", title="solved, %", title_justify="left")
+    for name in conditions:
+        rows.add_column(LABELS[name], justify="right", max_width=18)
+    for task in next(iter(conditions.values()))["by_task"]:
+        rates = [run["by_task"][task]["success"] for run in conditions.values()]
+        rows.add_row(task.removesuffix("-v3"), *(f"{100 * rate:.0f}" for rate in rates), end_section=False)
+    rows.add_section()
+    total = [f"{100 * run['success']:.0f} of {run['episodes']}" for run in conditions.values()]
+    rows.add_row("all", *total, style="bold")
+    return rows

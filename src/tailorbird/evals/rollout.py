@@ -1,11 +1,9 @@
 """Closed-loop runs of a policy in the simulator, many at a time."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from tailorbird.control.runtime import Background, LoopConfig, RealClock, SimClo
 from tailorbird.data.video import encode
 from tailorbird.errors import ConfigError
 from tailorbird.evals.config import Condition, RolloutConfig
+from tailorbird.evals.results import Episode
 from tailorbird.infer.policy import Policy, load_policy
 from tailorbird.progress import track
 from tailorbird.sim.expert import ScriptedExpert
@@ -51,21 +50,6 @@ class SimRobot:
     def hold(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
         """Stay where you are, and keep the grip."""
         return np.array([0, 0, 0, last[3]], np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One closed-loop run. The film is an mp4; the action lists are per tick."""
-
-    task: str
-    seed: int
-    solved: bool
-    ticks: int
-    held: int
-    chunk_ms: list[float]
-    film: bytes | None = None
-    actions: list[list[float]] | None = None
-    expert_actions: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,30 +171,3 @@ class _Unstoppable(SimRobot):
     def act(self, action: NDArray[np.float32]) -> bool:
         super().act(action)
         return False
-
-
-def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success rates with intervals, by task and in all, and what chunks cost."""
-    from tailorbird.evals.metrics import percentiles, wilson
-
-    tasks = list(dict.fromkeys(episode.task for episode in episodes))
-    by_task = {}
-    for task in tasks:
-        solved = [episode.solved for episode in episodes if episode.task == task]
-        low, high = wilson(sum(solved), len(solved))
-        by_task[task] = {
-            "success": statistics.fmean(solved),
-            "low": low,
-            "high": high,
-            "episodes": len(solved),
-        }
-    solved = [episode.solved for episode in episodes]
-    low, high = wilson(sum(solved), len(solved))
-    return {
-        "success": statistics.fmean(solved),
-        "low": low,
-        "high": high,
-        "episodes": len(solved),
-        "by_task": by_task,
-        "chunk_ms": percentiles([ms for episode in episodes for ms in episode.chunk_ms]),
-    }

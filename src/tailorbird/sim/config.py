@@ -15,10 +15,11 @@ HORIZON = 500  # simulator steps after which Meta-World refuses to go on
 class SimConfig:
     """How the world is seen and how often it is acted upon.
 
-    camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.
-    size: of the square picture, in px.
-    control_hz: 80 divided by a whole number; an action is held for the simulator steps in between.
-    faithful: pictures as published evaluations render them, with shadows and multisampling; slow in software.
+    Attributes:
+        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.
+        size: of the square picture, in px.
+        control_hz: 80 divided by a whole number; an action is held for the simulator steps in between.
+        faithful: pictures as published evaluations have them, with shadows and multisampling; slow.
     """
 
     camera: str = "corner2"

@@ -9,12 +9,13 @@ from tailorbird.errors import ConfigError
 class TrainConfig:
     """How long, how fast, how often.
 
-    draws: noises per observation. The scene is read once for all of them, so they cost only the expert.
-    final_lr: learning rate of the last step, as a share of `lr`; the way there is a cosine.
-    ema: decay of the averaged weights that are evaluated and saved as the policy.
-    held_out: share of the episodes that is never learned from, only measured.
-    threads: of PyTorch; 0 for all cores. Sums are split by it, so it is part of what makes a run repeatable.
-    keep: checkpoints to keep, the newest ones.
+    Attributes:
+        draws: noises per observation. The scene is read once for all of them, so they cost only the expert.
+        final_lr: learning rate of the last step, as a share of `lr`; the way there is a cosine.
+        ema: decay of the averaged weights that are evaluated and saved as the policy.
+        held_out: share of the episodes that is never learned from, only measured.
+        threads: of PyTorch; 0 for all cores. Sums are split by it, so a repeated run needs the same.
+        keep: checkpoints to keep, the newest ones.
     """
 
     steps: int = 4000

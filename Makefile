@@ -1,0 +1,53 @@
+# Everything here makes its own environment in .venv: python3 and pip are enough.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install demo test check bench results oracle clean
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+
+.venv/demo: pyproject.toml constraints.txt scripts/system
+	@scripts/system demo
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tailorbird needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[all]'
+	@touch $@
+
+.venv/test: .venv/demo
+	@scripts/system test
+	$(PIP) -e '.[test,check]'
+	@touch $@
+
+install: .venv/demo  ## create .venv, then look the machine over
+	@$(BIN)/tailorbird doctor
+
+demo: .venv/demo  ## teach a policy five tasks and watch it act: runs/demo/report.html
+	@$(BIN)/tailorbird demo --out runs/demo
+
+test: .venv/test  ## run all tests, measure coverage
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= --durations=5
+	@for part in model data control; do \
+		$(BIN)/coverage report --include="*/tailorbird/$$part/*" --format=total --fail-under=90 \
+			| sed "s/^/coverage of $$part, %: /"; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
+
+check: .venv/test  ## lint, types, layers, sizes
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_house.py tests/test_layers.py
+
+bench: .venv/demo  ## measure, side by side, into results/
+	@$(BIN)/python bench/render.py
+
+results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md
+	@$(BIN)/python bench/publish.py
+
+oracle: .venv/test  ## compare datasets with the independent reader lerobot-dataset, in an environment of its own
+	@scripts/oracle
+
+clean:  ## delete .venv, runs and caches
+	rm -rf .venv .venv-oracle runs dist .coverage* .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""The command line: `tailorbird COMMAND --help` teaches each command."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from tailorbird.cli.demo import Demo
+from tailorbird.cli.doctor import Doctor
+from tailorbird.cli.info import Info
+from tailorbird.cli.record import Record
+from tailorbird.cli.report import Report
+from tailorbird.cli.rollout import Rollout
+from tailorbird.cli.train import Train
+from tailorbird.errors import Interrupted, TailorbirdError
+from tailorbird.progress import console
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Record, tyro.conf.subcommand("record")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Rollout, tyro.conf.subcommand("rollout")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+def main() -> None:
+    """Run one command. Exits with 1 when refused, 2 when misspelt, 130 when interrupted and saved."""
+    try:
+        command: Command = tyro.cli(Command, prog="tailorbird", description=DESCRIPTION)
+        command()
+    except Interrupted as error:
+        console.print(str(error))
+        sys.exit(130)
+    except TailorbirdError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+DESCRIPTION = """Small vision-language-action models, from data to robot.
+
+`demo` goes the whole way at once; `record`, `train`, `rollout` and `report` are its steps; `info` and
+`doctor` say what is there. Each command has its own --help."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""tailorbird rollout"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tailorbird.evals.config import Condition, RolloutConfig
+from tailorbird.provenance import command, cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Let a policy act in the simulator on many seeds, and count.
+
+    Example: tailorbird rollout runs/demo/policy --tasks push-v3 door-close-v3 --sim.size 192 --out runs/again
+
+    Writes result.json, rollouts/ and, for the first seed of each task, videos/ into --out.
+    """
+
+    policy: tyro.conf.Positional[Path]
+    """Folder of a policy: a checkpoint, or what `demo` calls policy/."""
+    out: Path
+    """Folder for the results."""
+    condition: Condition = "normal"
+    """shuffled: told another task's instruction. black: shown black pictures."""
+    workers: int = field(default_factory=cores)
+    """Simulators side by side, one process each."""
+    settings: Annotated[RolloutConfig, tyro.conf.arg(name="")] = field(default_factory=RolloutConfig)
+
+    def __call__(self) -> None:
+        from tailorbird.evals.results import save_result, table
+        from tailorbird.evals.rollout import rollout
+        from tailorbird.progress import console
+
+        episodes = rollout(self.policy, self.settings, self.condition, self.workers, "rollouts")
+        conditions = save_result(self.out, self.condition, episodes, self.settings, command())
+        console.print(table(conditions))
+        console.print(f"results: {self.out}; `tailorbird report {self.out}` makes a page of them")

@@ -1,0 +1,121 @@
+"""What something is, in tables: a model size, a policy, a dataset, a run."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+from tailorbird.checkpoint.policy import read_policy
+from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
+from tailorbird.errors import ConfigError
+from tailorbird.evals.results import load_conditions, table
+from tailorbird.infer.policy import Policy
+from tailorbird.model.build import build_model
+from tailorbird.model.config import ModelConfig
+from tailorbird.model.sizes import SIZES
+from tailorbird.storage import read_json
+
+
+def describe(what: str) -> list[RenderableType]:
+    """Tables about a size's name or a folder; about all sizes if `what` is empty.
+
+    Raises:
+        ConfigError: it is none of these.
+        CheckpointError, DataError: it is damaged.
+    """
+    folder = Path(what)
+    if not what:
+        return [_sizes(SIZES)]
+    if what in SIZES:
+        return [_parts(SIZES[what])]
+    if (folder / "meta").is_dir():
+        return _dataset(LeRobotDataset(find_dataset(folder)))
+    if (folder / "model.safetensors").exists():
+        return _policy(folder)
+    if (folder / "rollouts").is_dir():
+        return _run(folder)
+    raise ConfigError(
+        f"{what} is no size ({', '.join(SIZES)}) and no folder of a policy, a dataset or a run; for a "
+        "training run, name one of its checkpoints"
+    )
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    rows = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        rows.add_row(f"[bold]{name}[/]", value)
+    return rows
+
+
+def _sizes(sizes: Mapping[str, ModelConfig]) -> Table:
+    rows = Table("size", "parameters", "fp32", "bf16")
+    for column in rows.columns[1:]:
+        column.justify = "right"
+    for name, cfg in sizes.items():
+        num = sum(p.numel() for p in build_model(cfg, "meta").parameters())
+        rows.add_row(name, f"{num:,}", f"{4 * num / 1e9:.2f} GB", f"{2 * num / 1e9:.2f} GB")
+    return rows
+
+
+def _parts(cfg: ModelConfig) -> Table:
+    """Parameters by module, two levels deep."""
+    counts: Counter[str] = Counter()
+    for name, parameter in build_model(cfg, "meta").named_parameters():
+        counts[".".join(name.split(".")[:-1][:2])] += parameter.numel()
+    rows = Table("module", "parameters")
+    rows.columns[1].justify = "right"
+    for name, num in counts.items():
+        rows.add_row(name, f"{num:,}")
+    rows.add_section()
+    rows.add_row("all", f"{counts.total():,}")
+    return rows
+
+
+def _policy(folder: Path) -> list[RenderableType]:
+    policy = Policy(*read_policy(folder))
+    cfg, pipeline = policy.model.cfg, policy.pipeline
+    facts = {
+        "parameters": f"{sum(p.numel() for p in policy.model.parameters()):,}",
+        "cameras": ", ".join(pipeline.cameras),
+        "pictures": f"{pipeline.image.size} px, part {pipeline.image.crop}",
+        "state, action": f"{cfg.state_dim}, {cfg.action_dim}",
+        "chunk": f"{cfg.chunk} actions at {pipeline.hz:g} Hz, {cfg.num_steps} flow steps",
+        "instructions": f"at most {pipeline.tokenizer.max_tokens} of {pipeline.tokenizer.vocab} tokens",
+    }
+    return [_facts(facts), _parts(cfg)]
+
+
+def _dataset(data: LeRobotDataset) -> list[RenderableType]:
+    seconds = len(data) / data.fps
+    facts = {
+        "format": f"LeRobot {data.version}",
+        "episodes": f"{len(data.episodes)}, {len(data)} frames at {data.fps:g} Hz, {seconds / 60:.1f} min",
+        "cameras": ", ".join(data.cameras),
+    }
+    tasks = Table("task", "episodes")
+    first = data.task_index[[episode.start for episode in data.episodes]]
+    for task, num in zip(data.tasks, np.bincount(first, minlength=len(data.tasks)), strict=True):
+        tasks.add_row(task, str(num))
+    return [_facts(facts), tasks, _stats(data)]
+
+
+def _stats(data: LeRobotDataset) -> Table:
+    columns = ("min", "mean", "max", "std")
+    rows = Table("feature", "", *columns)
+    for key in (STATE, ACTION):
+        found: dict[str, Any] = data.stats[key]
+        for i, name in enumerate(data.info["features"][key].get("names") or range(len(found["mean"]))):
+            rows.add_row(key, str(name), *(f"{found[s][i]:.3f}" for s in columns))
+    return rows
+
+
+def _run(folder: Path) -> list[RenderableType]:
+    parts: list[RenderableType] = [table(load_conditions(folder))]
+    if (folder / "result.json").exists():
+        result = read_json(folder / "result.json")
+        parts.append(_facts({name: str(result[name]) for name in ("command", "commit", "hardware", "date")}))
+    return parts

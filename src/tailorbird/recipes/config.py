@@ -1,0 +1,69 @@
+"""Settings of whole runs. Importable without torch, so that `--help` is quick."""
+
+from dataclasses import dataclass, field
+
+from tailorbird.data.config import Augment, RecordConfig
+from tailorbird.errors import ConfigError
+from tailorbird.evals.config import RolloutConfig
+from tailorbird.model.config import VLAConfig
+from tailorbird.model.sizes import TINY
+from tailorbird.sim.config import SimConfig
+from tailorbird.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Model, pictures and schedule. What the data decides (cameras, statistics, rate) is read from the data.
+
+    Attributes:
+        crop: top, left, height and width of the part of each frame that the model sees, as fractions.
+        max_tokens: longest instruction that the policy accepts.
+    """
+
+    model: VLAConfig = TINY
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    max_tokens: int = 32
+    augment: Augment = field(default_factory=Augment)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def tiny() -> RunConfig:
+    """1.8 million parameters, from nothing, for a handful of simulated tasks; cut to the table of corner2.
+
+    Attributes:
+        Expect: what `demo` says, after seven minutes on two CPU cores.
+    """
+    return RunConfig(crop=(0.14, 0.306, 0.667, 0.667))
+
+
+DEMOS = {
+    "button-press-topdown-v3": 60,
+    "drawer-open-v3": 90,
+    "door-close-v3": 60,
+    "window-open-v3": 110,
+    "push-v3": 420,  # the one that needs a grasp
+}
+WORLD = SimConfig(size=192)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Five Meta-World tasks, one policy for all, from pixels, proprioception and language.
+
+    Attributes:
+        control_seeds: seeds per task of the runs that should fail: untrained, wrong instruction, black
+            pictures.
+    """
+
+    record: RecordConfig = field(default_factory=lambda: RecordConfig(demos=DEMOS, sim=WORLD))
+    fit: RunConfig = field(default_factory=tiny)
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(tasks=tuple(DEMOS), sim=WORLD))
+    control_seeds: int = 10
+
+    def __post_init__(self) -> None:
+        last = self.rollout.first_seed + max(self.rollout.seeds, self.control_seeds)
+        if last > self.record.first_seed:
+            raise ConfigError(
+                f"rollouts on seeds below {last} would repeat recorded scenes: those begin at "
+                f"{self.record.first_seed}"
+            )

@@ -1,0 +1,76 @@
+"""Train a VLA on a LeRobot dataset: the parts, put together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tailorbird.data.frames import load_frames
+from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
+from tailorbird.data.loader import Loader, split_episodes
+from tailorbird.model.build import build_model
+from tailorbird.model.init import initialise
+from tailorbird.model.vla import VLA
+from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.normalize import Normalizer
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
+from tailorbird.provenance import cores
+from tailorbird.recipes.config import RunConfig
+from tailorbird.sim.tasks import INSTRUCTIONS
+from tailorbird.train.loop import Trained, train
+from tailorbird.train.step import measure
+
+HELD_OUT_FRAMES = 256  # measured at each evaluation
+
+
+def build_pipeline(cfg: RunConfig, data: LeRobotDataset) -> Pipeline:
+    """The chain for this data: its cameras, statistics and rate, and a tokenizer trained on its words."""
+    vocab = cfg.model.vlm.decoder.vocab
+    words = train_tokenizer([*INSTRUCTIONS.values(), *data.tasks], vocab)
+    return Pipeline(
+        cameras=data.cameras,
+        image=ImageSpec(size=cfg.model.vlm.vision.image_size, crop=cfg.crop),
+        state=Normalizer.from_stats(data.stats, STATE, str(data.root)),
+        action=Normalizer.from_stats(data.stats, ACTION, str(data.root)),
+        tokenizer=InstructionTokenizer(words, cfg.max_tokens),
+        hz=data.fps,
+    )
+
+
+def new_model(cfg: RunConfig, data: LeRobotDataset) -> VLA:
+    """An untrained model for this data's state and action sizes. The same seed gives the same weights."""
+    sized = replace(cfg.model, state_dim=data.state.shape[1], action_dim=data.action.shape[1])
+    model = build_model(sized)
+    assert isinstance(model, VLA)
+    initialise(model, cfg.train.seed)
+    return model
+
+
+def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
+    """Train on a dataset, continuing what `out` already holds.
+
+    Raises:
+        DataError: the dataset cannot be used.
+        ConfigError: `out` holds a run with other settings.
+    """
+    data = LeRobotDataset(find_dataset(data_path))
+    pipeline = build_pipeline(cfg, data)
+    frames = load_frames(data, pipeline.image, pipeline.cameras, out / "frames", cores())
+    learned, held_out = split_episodes(data, cfg.train.held_out, cfg.train.seed)
+    loader = Loader(
+        data,
+        frames,
+        pipeline,
+        rows=learned,
+        chunk=cfg.model.chunk,
+        batch=cfg.train.batch,
+        seed=cfg.train.seed,
+        augment=cfg.augment,
+    )
+    apart = loader.load(held_out[np.linspace(0, len(held_out) - 1, HELD_OUT_FRAMES).astype(int)])
+
+    def evaluate(model: VLA) -> dict[str, float]:
+        return measure(model, apart, pipeline.action, cfg.train.seed)
+
+    return train(cfg.train, new_model(cfg, data), loader, pipeline, out, evaluate)
