@@ -3,6 +3,7 @@
 A killed process leaves the old file or the new one.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tailorbird.errors import DataError, StorageError
+from tailorbird.errors import ConfigError, DataError, StorageError
 
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -39,7 +40,7 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError) or error.errno not in REMEDIES:
             raise
-        free = shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free / 1e6
+        free = shutil.disk_usage(next(p for p in [path, *path.parents] if os.access(p, os.F_OK))).free / 1e6
         remedy = REMEDIES[error.errno]
         raise StorageError(
             f"cannot write {path} ({free:.0f} MB free): {remedy}, then run the same command again"
@@ -61,6 +62,14 @@ def new_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _exchange(new: Path, path: Path) -> bool:
+    """Swap two folders in one step. False where the system cannot: Linux has a call for it."""
+    libc = ctypes.CDLL(None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(new), os.fsencode(path)
+    return hasattr(libc, "renameat2") and libc.renameat2(here, names[0], here, names[1], swap) == 0
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it replaces `path` if the block ends well."""
@@ -73,10 +82,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*"), reverse=True):
                 _sync(file)
             _sync(temporary)
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
-            temporary.rename(path)
+            if not (path.exists() and _exchange(temporary, path)):
+                if path.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    path.rename(old)
+                temporary.rename(path)
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -99,3 +109,17 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: {error}. Restore it, or make it again") from None
+
+
+def claim(path: Path, settings: Any) -> None:
+    """Keep the settings that a folder was begun with in a JSON file, and refuse to go on with others.
+
+    Raises:
+        ConfigError: the file holds other settings.
+    """
+    now = json.loads(json.dumps(settings))
+    if path.exists() and read_json(path) != now:
+        raise ConfigError(
+            f"{path.parent} was begun with other settings ({path}): choose another folder, or delete it"
+        )
+    write_json(path, now)

@@ -1,8 +1,11 @@
 """A policy as a folder: config.json, model.safetensors, tokenizer.json. Nothing else is needed to act."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,12 +24,13 @@ from tailorbird.provenance import commit, versions
 from tailorbird.storage import read_json
 
 FORMAT = 1
+T = TypeVar("T")
+POLICY_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def write_policy(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
-    """Write the three files into an existing folder; `storage.new_folder` makes it all or nothing."""
-    config = {
-        "format": FORMAT,
+def settings_of(cfg: VLAConfig, pipeline: Pipeline) -> dict[str, Any]:
+    """Model and pipeline as config.json has them; the tokenizer is a file of its own."""
+    return {
         "model": to_json(cfg),
         "pipeline": {
             "cameras": list(pipeline.cameras),
@@ -36,11 +40,16 @@ def write_policy(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pi
             "max_tokens": pipeline.tokenizer.max_tokens,
             "hz": pipeline.hz,
         },
-        "made_by": {"commit": commit(), "versions": versions()},
     }
+
+
+def write_policy(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
+    """Write the three files into an existing folder; `storage.new_folder` makes it all or nothing."""
+    made_by = {"commit": commit(), "versions": versions()}
+    config = {"format": FORMAT, **settings_of(cfg, pipeline), "made_by": made_by}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (folder / "tokenizer.json").write_text(pipeline.tokenizer.json)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
@@ -53,22 +62,30 @@ def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
         config = read_json(folder / "config.json")
         if config.get("format") != FORMAT:
             raise CheckpointError(
-                f"{folder} has policy format {config.get('format')!r}, this version reads {FORMAT}"
+                f"{folder}/config.json has policy format {config.get('format')!r}, this version reads "
+                f"{FORMAT}: save the policy again, or use the version that saved it"
             )
         cfg = from_json(VLAConfig, config["model"], f"{folder}/config.json: model")
         part = config["pipeline"]
+
+        def read(kind: type[T], name: str) -> T:
+            return from_json(kind, part[name], f"{folder}/config.json: {name}")
+
         pipeline = Pipeline(
-            cameras=tuple(part["cameras"]),
-            image=from_json(ImageSpec, part["image"], f"{folder}/config.json: image"),
-            state=from_json(Normalizer, part["state"], f"{folder}/config.json: state"),
-            action=from_json(Normalizer, part["action"], f"{folder}/config.json: action"),
-            tokenizer=InstructionTokenizer((folder / "tokenizer.json").read_text(), part["max_tokens"]),
-            hz=float(part["hz"]),
+            cameras=read(tuple[str, ...], "cameras"),
+            image=read(ImageSpec, "image"),
+            state=read(Normalizer, "state"),
+            action=read(Normalizer, "action"),
+            tokenizer=InstructionTokenizer((folder / "tokenizer.json").read_text(), read(int, "max_tokens")),
+            hz=read(float, "hz"),
         )
     except CheckpointError:
         raise
-    except (TailorbirdError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is no policy that can be loaded: {error!r}") from error
+    except (TailorbirdError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is no policy that can be loaded: {type(error).__name__}: {error}. "
+            "Save or fetch it again"
+        ) from error
     model = build_model(cfg, "meta")
     assert isinstance(model, VLA)
     load_weights(model, read_tensors(folder / "model.safetensors", device), folder / "model.safetensors")
@@ -82,6 +99,18 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing: save or fetch the checkpoint again") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): save or fetch the checkpoint again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file. Where the disk refuses, the error is the system's own, with its number."""
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # the library keeps the number in the text only
+        refusal = re.search(r"os error (\d+)", str(error))
+        if refusal is None:
+            raise
+        number = int(refusal[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -105,4 +134,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
                 "of another size. Use the config.json that was saved with it"
             )
     on_meta = any(value.is_meta for value in model.state_dict().values())
+    if on_meta:  # sums round by alignment, and a mapped file has none: act as the model that was saved
+        weights = {name: value.clone() if value.data_ptr() % 64 else value for name, value in weights.items()}
     model.load_state_dict(dict(weights), assign=on_meta)

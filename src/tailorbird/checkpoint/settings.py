@@ -1,8 +1,7 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error, not a default."""
 
-import types
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tailorbird.errors import ConfigError
 
@@ -32,8 +31,9 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         return {key: _build(args[1], value, f"{where}.{key}") for key, value in data.items()}
     elif origin is Literal and data in args:
         return data
-    elif origin in (Union, types.UnionType) and data is None and type(None) in args:
-        return None
+    elif len(args) == 2 and type(None) in args:  # may be None
+        (rest,) = (arg for arg in args if arg is not type(None))
+        return None if data is None else _build(rest, data, where)
     elif kind is float and isinstance(data, int | float) and not isinstance(data, bool):
         return float(data)
     elif isinstance(kind, type) and type(data) is kind:

@@ -138,7 +138,7 @@ class LoopConfig:
     max_ticks: int
 
     def __post_init__(self) -> None:
-        if self.hz <= 0 or self.execute < 1 or self.max_ticks < 1:
+        if not self.hz > 0 or self.execute < 1 or self.max_ticks < 1:
             raise ConfigError(f"rate, execute and max_ticks must be positive: {self}")
 
 

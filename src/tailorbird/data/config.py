@@ -11,14 +11,15 @@ from tailorbird.sim.tasks import INSTRUCTIONS
 class RecordConfig:
     """Which demonstrations to record.
 
-    demos: successful demonstrations to keep, per Meta-World task.
-    first_seed: of each task; attempt i plays seed first_seed + i.
-    max_s: simulated seconds after which an attempt has failed.
-    after_s: simulated seconds that an episode goes on once it is solved.
-    crf: quality of the video, 0 (lossless) to 51.
+    Attributes:
+        demos: successful demonstrations to keep, per Meta-World task.
+        first_seed: of each task; attempt i plays seed first_seed + i.
+        max_s: simulated seconds after which an attempt has failed.
+        after_s: simulated seconds that an episode goes on once it is solved.
+        crf: quality of the video, 0 (lossless) to 51.
     """
 
-    demos: dict[str, int] = field(default_factory=lambda: {"push-v3": 10})
+    demos: dict[str, int]
     first_seed: int = 1000
     max_s: float = 3.0
     after_s: float = 0.15
@@ -43,8 +44,10 @@ class RecordConfig:
 class Augment:
     """Random changes of the training pictures, drawn anew for each.
 
-    shift_px: at most so far in each direction, at the model's size; the rim is filled from the edge.
-    brightness, contrast: at most so much, as a share.
+    Attributes:
+        shift_px: at most so far in each direction, at the model's size; the rim is filled from the edge.
+        brightness: at most so much, as a share.
+        contrast: at most so much, as a share.
     """
 
     shift_px: int = 0
@@ -54,3 +57,19 @@ class Augment:
     def __post_init__(self) -> None:
         if self.shift_px < 0 or not (0 <= self.brightness < 1 and 0 <= self.contrast < 1):
             raise ConfigError(f"not an augmentation: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """What a batch is.
+
+    Attributes:
+        chunk: actions that follow each observation.
+        batch: observations.
+        seed: of the order and the augmentation.
+    """
+
+    chunk: int
+    batch: int
+    seed: int = 0
+    augment: Augment = field(default_factory=Augment)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tailorbird.data.augment import change
-from tailorbird.data.config import Augment
+from tailorbird.data.config import LoadConfig
 from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.data.order import batch_rows, seed_of
 from tailorbird.errors import DataError
@@ -30,17 +30,13 @@ class Loader:
         pipeline: Pipeline,
         *,
         rows: NDArray[np.int64],
-        chunk: int,
-        batch: int,
-        seed: int,
-        augment: Augment,
+        cfg: LoadConfig,
     ) -> None:
-        if len(rows) < batch:
+        if len(rows) < cfg.batch:
             raise DataError(
-                f"{len(rows)} frames cannot fill a batch of {batch}: record more, or lower --train.batch"
+                f"{len(rows)} frames cannot fill a batch of {cfg.batch}: record more, or lower --train.batch"
             )
-        self.data, self.frames, self.pipeline = data, frames, pipeline
-        self.rows, self.chunk, self.batch, self.seed, self.augment = rows, chunk, batch, seed, augment
+        self.data, self.frames, self.pipeline, self.rows, self.cfg = data, frames, pipeline, rows, cfg
 
     def load(self, rows: NDArray[np.int64]) -> Batch:
         """The batch of the given rows, as they are."""
@@ -64,15 +60,15 @@ class Loader:
                 yield self._augmented(*fetched, step)
 
     def _fetch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        rows = self.rows[batch_rows(len(self.rows), self.batch, self.seed, step)]
+        rows = self.rows[batch_rows(len(self.rows), self.cfg.batch, self.cfg.seed, step)]
         return rows, self.frames[rows]
 
     def _augmented(self, rows: NDArray[np.int64], frames: NDArray[np.uint8], step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, step))
-        return self._finish(rows, change(torch.from_numpy(frames), self.augment, generator))
+        generator = torch.Generator().manual_seed(seed_of(self.cfg.seed, step))
+        return self._finish(rows, change(torch.from_numpy(frames), self.cfg.augment, generator))
 
     def _finish(self, rows: NDArray[np.int64], frames: Tensor) -> Batch:
-        actions, valid = self.data.chunk(rows, self.chunk)
+        actions, valid = self.data.chunk(rows, self.cfg.chunk)
         tasks = [self.data.tasks[i] for i in self.data.task_index[rows]]
         return Batch(
             inputs=self.pipeline.prepare(frames, torch.from_numpy(self.data.state[rows]), tasks),

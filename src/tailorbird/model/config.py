@@ -1,9 +1,17 @@
 """What is true of a model: sizes and conventions, checked when they are made."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from tailorbird.errors import ConfigError
+
+
+def _require_sizes(cfg: Any) -> None:
+    """Every whole number in a model's configuration is a size, an index or a count: none is negative."""
+    for f in fields(cfg):
+        value, least = getattr(cfg, f.name), 0 if f.name.endswith("_id") else 1
+        if type(value) is int and value < least:
+            raise ConfigError(f"{type(cfg).__name__}: {f.name}={value} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +28,15 @@ class VisionConfig:
     stem: tuple[int, ...] = ()  # widths of stride-2 convolutions ahead of the patches; SigLIP has none
 
     def __post_init__(self) -> None:
+        _require_sizes(self)
         if self.image_size < self.patch_size:
             raise ConfigError(f"{self.image_size=} is smaller than one patch of {self.patch_size=}")
         if self.width % self.num_heads:
             raise ConfigError(f"{self.width=} must be a multiple of {self.num_heads=}")
         if self.patch_size % 2 ** len(self.stem):
             raise ConfigError(f"{self.patch_size=} cannot be halved by {len(self.stem)} stem convolutions")
+        if self.stem and self.image_size % self.patch_size:
+            raise ConfigError(f"with a stem, {self.image_size=} must be a multiple of {self.patch_size=}")
 
     @property
     def grid(self) -> int:
@@ -53,6 +64,7 @@ class DecoderConfig:
     tied: bool = False  # the output head is the embedding
 
     def __post_init__(self) -> None:
+        _require_sizes(self)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"{self.num_heads=} must be a multiple of {self.num_kv_heads=}")
         if self.head_dim % 2:
@@ -72,6 +84,7 @@ class VLMConfig:
     image_token_id: int = 49190
 
     def __post_init__(self) -> None:
+        _require_sizes(self)
         if self.vision.grid % self.shuffle:
             raise ConfigError(
                 f"a grid of {self.vision.grid} patches ("
@@ -96,10 +109,9 @@ class ExpertConfig:
     self_attn_every: int = 2  # when interleaved: layers 0, 2, 4, ... also attend to the actions
 
     def __post_init__(self) -> None:
+        _require_sizes(self)
         if self.width % 2:
             raise ConfigError(f"{self.width=} must be even: the time embedding is half sines, half cosines")
-        if self.attention == "interleaved" and self.self_attn_every < 1:
-            raise ConfigError(f"{self.self_attn_every=} must be at least 1")
 
     def is_cross(self, layer: int) -> bool:
         return self.attention == "interleaved" and layer % self.self_attn_every != 0
@@ -119,13 +131,12 @@ class VLAConfig:
     max_period: float = 4.0
 
     def __post_init__(self) -> None:
+        _require_sizes(self)
         if self.vlm.decoder.num_layers % self.expert.num_layers:
             raise ConfigError(
                 f"{self.vlm.decoder.num_layers} decoder layers are not a multiple of "
                 f"{self.expert.num_layers} expert layers"
             )
-        if self.chunk < 1 or self.num_steps < 1:
-            raise ConfigError(f"{self.chunk=} and {self.num_steps=} must be at least 1")
 
 
 ModelConfig = VLMConfig | VLAConfig

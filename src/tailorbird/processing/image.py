@@ -48,6 +48,8 @@ class ImageSpec:
         rows = slice(round(top * high), round((top + height) * high))
         columns = slice(round(left * wide), round((left + width) * wide))
         part = frames[..., rows, columns, :]  # (..., h, w, 3)
+        if 0 in part.shape[-3:-1]:
+            raise DataError(f"of a frame of {wide} x {high} px the crop {self.crop} leaves nothing")
         if part.shape[-3:-1] == (self.size, self.size):
             return part
         pixels = part.reshape(-1, *part.shape[-3:]).movedim(-1, 1).float()  # (N, 3, h, w)

@@ -19,10 +19,10 @@ class Normalizer:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
             raise DataError(f"{len(self.mean)} means and {len(self.std)} deviations do not describe a vector")
-        if not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
+        if not np.isfinite([*self.mean, *self.std]).all() or min(self.std) < 0:
             raise DataError(
                 f"cannot normalise with mean {self.mean} and deviation {self.std}: they must be finite, the "
-                "deviations positive. A number that never changes carries nothing: leave it out"
+                "deviations not negative. Compute the statistics of the dataset again"
             )
 
     @classmethod
@@ -43,13 +43,14 @@ class Normalizer:
         return len(self.mean)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., width) in physical units to normalised, fp32."""
-        return (x.float() - x.new_tensor(self.mean, dtype=torch.float32)) / x.new_tensor(
-            self.std, dtype=torch.float32
-        )
+        """(..., width) in physical units to normalised, fp32. A number that never changed becomes 0."""
+        mean, std = self._on(x.device)
+        return (x.float() - mean) / torch.where(std > 0, std, 1.0)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """(..., width) normalised to physical units, fp32."""
-        return x.float() * x.new_tensor(self.std, dtype=torch.float32) + x.new_tensor(
-            self.mean, dtype=torch.float32
-        )
+        """(..., width) normalised to physical units, fp32. A number that never changed stays what it was."""
+        mean, std = self._on(x.device)
+        return x.float() * std + mean
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)

@@ -19,6 +19,11 @@ from tailorbird.types import Inputs
 from tailorbird.wire import Observation
 
 
+def _as_tensor(picture: NDArray[np.uint8]) -> Tensor:
+    """A copy: cameras hand out mirrored views and read-only buffers, which torch does not take."""
+    return torch.from_numpy(np.array(picture, order="C"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """Everything that a policy does besides the network. It travels inside the checkpoint.
@@ -58,7 +63,7 @@ class Pipeline:
             if one.state.shape != (self.state.width,) or not np.isfinite(one.state).all():
                 raise DataError(f"the policy expects {self.state.width} finite state values, got {one.state}")
         frames = [
-            torch.stack([self.image.shrink(torch.from_numpy(one.images[name])) for name in self.cameras])
+            torch.stack([self.image.shrink(_as_tensor(one.images[name])) for name in self.cameras])
             for one in seen
         ]
         state = torch.from_numpy(np.stack([one.state for one in seen]))

@@ -39,6 +39,7 @@ class InstructionTokenizer:
             self._backend = Backend.from_str(json)
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"tokenizer.json cannot be read: {error}") from error
+        self._backend.encode_special_tokens = True  # "<image>" in an instruction is seven letters
         self.json, self.max_tokens = json, max_tokens
         pad = self._backend.token_to_id(PAD)
         self._pad_id = 0 if pad is None else pad

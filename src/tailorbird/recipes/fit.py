@@ -1,10 +1,11 @@
 """Train a VLA on a LeRobot dataset: the parts, put together."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from tailorbird.data.config import LoadConfig
 from tailorbird.data.frames import load_frames
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.data.loader import Loader, split_episodes
@@ -18,6 +19,7 @@ from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.provenance import cores
 from tailorbird.recipes.config import RunConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
+from tailorbird.storage import claim
 from tailorbird.train.loop import Trained, train
 from tailorbird.train.step import measure
 
@@ -52,22 +54,15 @@ def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
 
     Raises:
         DataError: the dataset cannot be used.
-        ConfigError: `out` holds a run with other settings.
+        ConfigError: `out` holds a run with other settings or data.
     """
     data = LeRobotDataset(find_dataset(data_path))
+    claim(out / "data.json", {"fingerprint": data.fingerprint, "augment": asdict(cfg.augment)})
     pipeline = build_pipeline(cfg, data)
     frames = load_frames(data, pipeline.image, pipeline.cameras, out / "frames", cores())
     learned, held_out = split_episodes(data, cfg.train.held_out, cfg.train.seed)
-    loader = Loader(
-        data,
-        frames,
-        pipeline,
-        rows=learned,
-        chunk=cfg.model.chunk,
-        batch=cfg.train.batch,
-        seed=cfg.train.seed,
-        augment=cfg.augment,
-    )
+    load = LoadConfig(chunk=cfg.model.chunk, batch=cfg.train.batch, seed=cfg.train.seed, augment=cfg.augment)
+    loader = Loader(data, frames, pipeline, rows=learned, cfg=load)
     apart = loader.load(held_out[np.linspace(0, len(held_out) - 1, HELD_OUT_FRAMES).astype(int)])
 
     def evaluate(model: VLA) -> dict[str, float]:

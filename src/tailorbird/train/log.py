@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tailorbird.errors import DataError
+from tailorbird.storage import explained, new_file
 
 
 class Metrics:
@@ -15,10 +16,9 @@ class Metrics:
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / "metrics.jsonl"
-        run.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(run) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a")
+        with new_file(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:  # the extra [log] is not installed
@@ -27,16 +27,17 @@ class Metrics:
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, **values: float) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with explained(self.path):
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         if self._board is not None:
-            self._board.close()
+            with explained(self.path):
+                self._board.close()
 
     def __enter__(self) -> Self:
         return self

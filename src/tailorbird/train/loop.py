@@ -23,8 +23,9 @@ from tailorbird.provenance import cores
 from tailorbird.train.config import TrainConfig
 from tailorbird.train.log import Metrics
 from tailorbird.train.optim import average, build_optimizer, lr_at
-from tailorbird.train.state import checkpoint_at, load_state, newest_checkpoint, save_state
+from tailorbird.train.state import State, load_state, newest_checkpoint, save_state
 from tailorbird.train.step import vla_loss
+from tailorbird.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class Trained:
 
     checkpoint: Path
     step: int
-    loss: float
-    seconds: float  # of this call, without what earlier calls spent
+    loss: float  # of the last step, nan if no step was left to do
+    seconds: float  # of all calls that led here
     finished: bool
 
 
@@ -83,55 +84,64 @@ def train(
     # convolutions on a CPU are a third faster so
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = build_optimizer(model, cfg)
-    newest = newest_checkpoint(run)
-    start = load_state(newest, model, mean, optimizer, cfg) if newest else 0
-    if start:
-        console.print(f"continuing {run} at step {start}")
-    if start >= cfg.steps:
-        return Trained(
-            checkpoint=checkpoint_at(run, start), step=start, loss=math.nan, seconds=0.0, finished=True
-        )
+    state = State(model=model, mean=mean, optimizer=build_optimizer(model, cfg))
+    newest, loss = newest_checkpoint(run), math.nan
+    if newest:
+        load_state(newest, state, pipeline, cfg)
+        console.print(f"continuing {run} at step {state.step}")
+    start, earlier_s, waiting_s = state.step, state.seconds, 0.0
     began = waited = time.perf_counter()
-    waiting_s = 0.0
-    parameters = [p for p in model.parameters() if p.requires_grad]
     with Metrics(run, start) as metrics, track("train", cfg.steps, start) as bar, _stop_request() as stop:
         for step, batch in enumerate(loader.stream(start, cfg.steps), start):
             waiting_s += time.perf_counter() - waited
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, cfg)
-            generator = torch.Generator().manual_seed(seed_of(cfg.seed, step))
-            loss = vla_loss(model, batch, cfg.draws, generator)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
-            if not math.isfinite(loss.item() + norm.item()):
+            loss, norm = _update(state, batch, cfg)
+            if not math.isfinite(loss + norm):
                 raise TailorbirdError(
-                    f"step {step}: loss {loss.item()}, gradient norm {norm.item()}. Continue from "
-                    f"{newest or 'the start'} with a lower --train.lr"
+                    f"step {step}: loss {loss}, gradient norm {norm}. Begin again with a lower --train.lr "
+                    f"and another --out; the last good weights: {newest or 'none were saved'}"
                 )
-            optimizer.step()
-            optimizer.zero_grad()
-            average(mean, model, step, cfg.ema)
-            done = step + 1
-            last = stop.is_set() or done == cfg.steps
-            if done % cfg.log_every == 0 or last:
-                spent = time.perf_counter() - began
-                speed = (done - start) * cfg.batch / spent
-                share = waiting_s / spent
-                metrics.add(
-                    done, loss=loss.item(), lr=lr_at(step, cfg), norm=norm.item(), samples_s=speed, wait=share
-                )
-                bar.advance(0, f"loss {loss.item():.3f}, {speed:.0f} samples/s, waiting for data {share:.0%}")
-            if done % cfg.eval_every == 0 or last:
+            done, finished = state.step, state.step == cfg.steps
+            state.seconds = earlier_s + time.perf_counter() - began
+            if done % cfg.log_every == 0 or finished:
+                mean_loss = sum(state.losses) / len(state.losses)
+                state.losses.clear()
+                spent = state.seconds - earlier_s
+                speed, share = (done - start) * cfg.batch / spent, waiting_s / spent
+                lr = lr_at(step, cfg)
+                metrics.add(done, loss=mean_loss, lr=lr, norm=norm, samples_s=speed, wait=share)
+                bar.advance(0, f"loss {mean_loss:.3f}, {speed:.0f} samples/s, waiting for data {share:.0%}")
+            if done % cfg.eval_every == 0 or finished:
                 metrics.add(done, **evaluate(mean))
-            if done % cfg.save_every == 0 or last:
-                newest = save_state(run, done, model, mean, optimizer, pipeline, cfg)
+            stopping = stop.is_set()  # asked once: what ends the loop must also save
+            if done % cfg.save_every == 0 or finished or stopping:
+                newest = save_state(run, state, pipeline, cfg)
             bar.advance()
-            if last:
+            if stopping:
                 break
             waited = time.perf_counter()
-    seconds = time.perf_counter() - began
     assert newest is not None
     return Trained(
-        checkpoint=newest, step=done, loss=loss.item(), seconds=seconds, finished=done == cfg.steps
+        checkpoint=newest,
+        step=state.step,
+        loss=loss,
+        seconds=state.seconds,
+        finished=state.step >= cfg.steps,
     )
+
+
+def _update(state: State, batch: Batch, cfg: TrainConfig) -> tuple[float, float]:
+    """One step. Returns the loss and the gradient's norm; if they are not finite, nothing was changed."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr_at(state.step, cfg)
+    generator = torch.Generator().manual_seed(seed_of(cfg.seed, state.step))
+    loss = vla_loss(state.model, batch, cfg.draws, generator)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip).item()
+    value = loss.item()
+    if math.isfinite(value + norm):
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        average(state.mean, state.model, state.step, cfg.ema)
+        state.step += 1
+        state.losses.append(value)
+    return value, norm

@@ -1,0 +1,169 @@
+"""A dataset and a model so small that a whole training run takes a second. Also a program, to be killed:
+
+small.py DATA OUT {SIGINT,SIGKILL,full disk} STEP
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tailorbird.data.config import Augment, LoadConfig
+from tailorbird.data.frames import load_frames
+from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset
+from tailorbird.data.loader import Loader, split_episodes
+from tailorbird.data.stats import describe_frames
+from tailorbird.data.video import encode
+from tailorbird.data.writer import DatasetWriter, Demonstration, Layout
+from tailorbird.errors import StorageError
+from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLAConfig, VLMConfig
+from tailorbird.model.init import initialise
+from tailorbird.model.vla import VLA
+from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.normalize import Normalizer
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
+from tailorbird.train.config import TrainConfig
+from tailorbird.train.loop import Trained, train
+from tailorbird.train.step import measure
+from tailorbird.types import Batch
+
+CAMERA, HZ, LENGTHS = "front", 10, (12, 14, 17, 20)
+MODEL = VLAConfig(
+    vlm=VLMConfig(
+        vision=VisionConfig(
+            image_size=16, patch_size=4, width=10, num_layers=1, num_heads=2, mlp_dim=14, stem=(6,)
+        ),
+        decoder=DecoderConfig(
+            width=22, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=26, vocab=300, tied=True
+        ),
+        shuffle=2,
+        image_token_id=1,
+    ),
+    expert=ExpertConfig(width=18, mlp_dim=30, num_layers=2),
+    state_dim=3,
+    action_dim=2,
+    chunk=4,
+    num_steps=3,
+)
+CONFIG = TrainConfig(  # no two of the periods coincide at a step that is saved
+    steps=12,
+    batch=6,
+    lr=2e-3,
+    warmup=3,
+    held_out=0.25,
+    threads=1,
+    log_every=4,
+    eval_every=6,
+    save_every=5,
+)
+AUGMENT = Augment(shift_px=1, brightness=0.1, contrast=0.1)
+
+
+def write_dataset(root: Path) -> None:
+    """Four episodes of 32 px: a disc moves, the state says where it is, the action where it should go."""
+    names = ("x", "y", "size")
+    writer = DatasetWriter(
+        root,
+        Layout(fps=HZ, robot="disc", state_names=names, action_names=names[:2], cameras={CAMERA: (32, 32)}),
+    )
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(32), np.arange(32)), axis=-1)
+    for number, length in enumerate(LENGTHS):
+        begin, end = rng.uniform(6, 26, (2, 2))
+        places = np.linspace(begin, end, length)
+        size = rng.uniform(3, 6, length)
+        far = np.linalg.norm(grid - places[:, None, None], axis=-1)  # (T, 32, 32)
+        light = 230 / (1 + np.exp(far - size[:, None, None]))
+        frames = np.stack([light, light * 0.7, np.full_like(light, 20.0 * number)], axis=-1).astype(np.uint8)
+        writer.add(
+            Demonstration(
+                task=("push it left", "push it right")[number % 2],
+                state=np.column_stack([places, size]).astype(np.float32),
+                action=((end - places) / 8).astype(np.float32),
+                videos={CAMERA: encode(frames, HZ)},
+                picture_stats={CAMERA: describe_frames(frames)},
+            )
+        )
+    writer.finish()
+
+
+class Interrupting(Loader):
+    """Does something just before the batch of one step."""
+
+    act: Callable[[], object]
+    step = -1
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        for step, batch in enumerate(super().stream(start, stop), start):
+            if step == self.step:
+                self.act()
+            yield batch
+
+
+def load(root: Path, cache: Path, cfg: TrainConfig = CONFIG) -> tuple[Interrupting, Batch]:
+    """The batches to learn from, and one of the episode that is held out."""
+    data = LeRobotDataset(root)
+    pipeline = Pipeline(
+        cameras=data.cameras,
+        image=ImageSpec(size=16),
+        state=Normalizer.from_stats(data.stats, STATE, str(root)),
+        action=Normalizer.from_stats(data.stats, ACTION, str(root)),
+        tokenizer=InstructionTokenizer(train_tokenizer(data.tasks, 300), 24),
+        hz=data.fps,
+    )
+    frames = load_frames(data, pipeline.image, data.cameras, cache, 1)
+    learned, held_out = split_episodes(data, cfg.held_out, cfg.seed)
+    load = LoadConfig(chunk=MODEL.chunk, batch=cfg.batch, seed=cfg.seed, augment=AUGMENT)
+    loader = Interrupting(data, frames, pipeline, rows=learned, cfg=load)
+    return loader, loader.load(held_out)
+
+
+def new_model(seed: int = 0) -> VLA:
+    model = VLA(MODEL)
+    initialise(model, seed)
+    return model
+
+
+def fit(
+    root: Path,
+    run: Path,
+    cfg: TrainConfig = CONFIG,
+    *,
+    at: int = -1,
+    act: Callable[[], object] = lambda: None,
+    **changes: float,
+) -> Trained:
+    """Train; before step `at` call `act`."""
+    cfg = replace(cfg, **changes)  # type: ignore[arg-type]
+    loader, held_out = load(root, root.with_name("frames"), cfg)
+    loader.step, loader.act = at, act
+    pipeline = loader.pipeline
+    return train(
+        cfg, new_model(), loader, pipeline, run, lambda m: measure(m, held_out, pipeline.action, cfg.seed)
+    )
+
+
+def main() -> None:
+    root, run, deed, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+
+    def act() -> None:
+        if deed == "full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        else:
+            os.kill(os.getpid(), signal.Signals[deed])
+
+    try:
+        print(fit(root, run, at=step, act=act))
+    except StorageError as error:
+        print(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
