@@ -18,7 +18,7 @@ from tailorbird.control.runtime import (
     RealClock,
     SimClock,
     Synchronous,
-    run,
+    drive,
 )
 from tailorbird.errors import ConfigError
 from tailorbird.wire import ActionChunk, Observation
@@ -71,7 +71,7 @@ def config(**fields: float) -> LoopConfig:
 def test_a_waiting_robot_executes_the_first_actions_of_each_chunk() -> None:
     clock = SimClock()
     arm = Arm(clock)
-    trace = run(arm, Synchronous(plan(5), clock), clock, config())
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config())
     assert arm.done == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert arm.times == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert trace.ages == [0, 1, 0, 1, 0, 1]
@@ -84,14 +84,14 @@ def test_a_waiting_robot_executes_the_first_actions_of_each_chunk() -> None:
 def test_a_chunk_shorter_than_execute_is_replaced_when_it_ends() -> None:
     clock = SimClock()
     arm = Arm(clock)
-    run(arm, Synchronous(plan(2), clock), clock, config(execute=9, max_ticks=5))
+    drive(arm, Synchronous(plan(2), clock), clock, config(execute=9, max_ticks=5))
     assert arm.done == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
 
 
 def test_a_delayed_chunk_replaces_the_old_one_when_it_is_ready_and_skips_its_past() -> None:
     clock = SimClock()
     arm = Arm(clock)
-    trace = run(arm, Synchronous(plan(9), clock, delay_s=0.15), clock, config(max_ticks=9))
+    trace = drive(arm, Synchronous(plan(9), clock, delay_s=0.15), clock, config(max_ticks=9))
     # asked for at ticks 2 and 5: each comes two ticks later, when its first two actions are past
     assert arm.done == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]
     assert trace.ages == [0, 1, 2, 3, 2, 3, 4, 2, 3]
@@ -102,7 +102,7 @@ def test_a_delayed_chunk_replaces_the_old_one_when_it_is_ready_and_skips_its_pas
 def test_a_robot_whose_chunk_runs_out_holds_until_the_next_one_comes() -> None:
     clock = SimClock()
     arm = Arm(clock)
-    trace = run(arm, Synchronous(plan(5), clock, delay_s=0.35), clock, config(execute=3, max_ticks=9))
+    trace = drive(arm, Synchronous(plan(5), clock, delay_s=0.35), clock, config(execute=3, max_ticks=9))
     # asked for at tick 3, ready at tick 7 with four of its five actions past
     assert arm.done == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (HELD, 4), (HELD, 4), (1, 4), (HELD, 4)]
     assert trace.held == 3
@@ -112,7 +112,7 @@ def test_a_robot_whose_chunk_runs_out_holds_until_the_next_one_comes() -> None:
 def test_a_solved_task_ends_the_episode_at_the_end_of_its_tick() -> None:
     clock = SimClock()
     arm = Arm(clock, after=lambda arm: len(arm.done) == 3)
-    trace = run(arm, Synchronous(plan(5), clock), clock, config())
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config())
     assert trace.solved
     assert len(trace.actions) == 3
     assert trace.seconds == pytest.approx(0.3)
@@ -121,11 +121,11 @@ def test_a_solved_task_ends_the_episode_at_the_end_of_its_tick() -> None:
 def test_a_second_episode_does_not_see_the_chunk_that_the_first_left_behind() -> None:
     clock = SimClock()
     thinker = Synchronous(plan(9), clock, delay_s=0.15)
-    run(Arm(clock), thinker, clock, config(max_ticks=3))
+    drive(Arm(clock), thinker, clock, config(max_ticks=3))
     assert thinker.busy  # asked for at tick 2 and never taken
     arm = Arm(clock)
     arm.observed = 50
-    run(arm, thinker, clock, config(max_ticks=3))
+    drive(arm, thinker, clock, config(max_ticks=3))
     assert arm.done == [(50, 0), (50, 1), (50, 2)]
 
 
@@ -137,7 +137,7 @@ def spend(clock: SimClock, seconds: dict[int, float]) -> Callable[[Arm], None]:
 def test_work_shorter_than_a_period_never_delays_a_tick() -> None:
     clock = SimClock()
     arm = Arm(clock, after=spend(clock, dict.fromkeys(range(50), 0.09)))
-    trace = run(arm, Synchronous(plan(5), clock), clock, config(max_ticks=50))
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config(max_ticks=50))
     assert arm.times == pytest.approx([n / 10 for n in range(50)])
     assert trace.late == 0
 
@@ -145,7 +145,7 @@ def test_work_shorter_than_a_period_never_delays_a_tick() -> None:
 def test_a_tick_that_takes_too_long_makes_one_other_late_and_no_more() -> None:
     clock = SimClock()
     arm = Arm(clock, after=spend(clock, {1: 0.13}))
-    trace = run(arm, Synchronous(plan(5), clock), clock, config())
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config())
     assert arm.times == pytest.approx([0.0, 0.1, 0.23, 0.3, 0.4, 0.5])
     assert trace.late == 1
 
@@ -153,7 +153,7 @@ def test_a_tick_that_takes_too_long_makes_one_other_late_and_no_more() -> None:
 def test_lost_periods_are_not_made_up_for_by_a_burst() -> None:
     clock = SimClock()
     arm = Arm(clock, after=spend(clock, {1: 0.37}))
-    trace = run(arm, Synchronous(plan(5), clock), clock, config())
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config())
     assert arm.times == pytest.approx([0.0, 0.1, 0.47, 0.57, 0.67, 0.77])
     assert trace.late == 1
     assert trace.seconds == pytest.approx(0.87)
@@ -163,7 +163,7 @@ def test_a_real_clock_keeps_the_rate_although_every_tick_takes_time() -> None:
     clock = RealClock()
     arm = Arm(clock, after=lambda arm: time.sleep(0.004))
     began = time.perf_counter()
-    trace = run(arm, Synchronous(plan(5), clock), clock, config(hz=100.0, max_ticks=30))
+    trace = drive(arm, Synchronous(plan(5), clock), clock, config(hz=100.0, max_ticks=30))
     assert 0.3 <= trace.seconds <= time.perf_counter() - began
     assert trace.seconds < 1.5  # 0.3 on an idle machine
     assert np.diff(arm.times).min() > 0
@@ -201,7 +201,7 @@ def test_the_robot_goes_on_while_the_policy_thinks_and_the_late_chunk_loses_its_
     thinker = Background(gate)
     try:
         arm = Arm(clock, after=after)
-        trace = run(arm, thinker, clock, config(max_ticks=5000))
+        trace = drive(arm, thinker, clock, config(max_ticks=5000))
     finally:
         thinker.close()
     assert trace.solved
@@ -226,7 +226,7 @@ def test_the_robot_holds_while_the_policy_thinks_for_too_long() -> None:
     thinker = Background(gate)
     try:
         arm = Arm(clock, after=after)
-        trace = run(arm, thinker, clock, config(execute=1, max_ticks=5000))
+        trace = drive(arm, thinker, clock, config(execute=1, max_ticks=5000))
     finally:
         thinker.close()
     assert trace.solved
@@ -249,7 +249,7 @@ def test_an_error_in_the_thread_reaches_the_caller(at: int) -> None:
     thinker = Background(think)
     try:
         with pytest.raises(ValueError, match="the weights are gone"):
-            run(Arm(clock, after=lambda arm: time.sleep(0.001)), thinker, clock, config(max_ticks=5000))
+            drive(Arm(clock, after=lambda arm: time.sleep(0.001)), thinker, clock, config(max_ticks=5000))
     finally:
         thinker.close()
 

@@ -45,7 +45,7 @@ def test_a_grid_that_does_not_fold_is_refused(vision_config: VisionConfig) -> No
 
 @pytest.mark.parametrize("token", [-1, 53])
 def test_an_image_token_outside_the_vocabulary_is_refused(vlm_config: VLMConfig, token: int) -> None:
-    with pytest.raises(ConfigError, match="image_token_id=.*(vocabulary of 53|at least 0)"):
+    with pytest.raises(ConfigError, match=r"image_token_id=.*(vocabulary of 53|at least 0)"):
         replace(vlm_config, image_token_id=token)
 
 

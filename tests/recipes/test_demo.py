@@ -19,7 +19,7 @@ from tailorbird.cli.info import Info
 from tailorbird.errors import CheckpointError, ConfigError
 from tailorbird.evals.report import write_report
 from tailorbird.evals.results import load_episodes
-from tailorbird.evals.rollout import SimRobot, rollout, shuffled_instruction
+from tailorbird.evals.rollout import Run, SimRobot, rollouts, shuffled_instruction
 from tailorbird.infer.policy import load_policy
 from tailorbird.progress import console
 from tailorbird.recipes.demo import demo
@@ -91,7 +91,7 @@ def test_a_demo_killed_while_training_ends_as_the_one_that_was_not(run: Path, tm
 
 
 def test_rollouts_repeat_whatever_the_number_of_processes(run: Path) -> None:
-    again = rollout(run / "policy", MINI.rollout, "normal", 1, "again")
+    ((_, again),) = rollouts({"again": Run(policy=run / "policy", cfg=MINI.rollout)}, workers=1)
     before = load_episodes(run, "normal")
     assert [asdict(replace(e, chunk_ms=[], film=None)) for e in again] == [
         asdict(replace(e, chunk_ms=[])) for e in before
@@ -127,12 +127,12 @@ def test_a_world_that_the_policy_does_not_know_is_refused(
     run: Path, wrong: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        rollout(run / "policy", replace(MINI.rollout, **wrong), "normal", 1, "refused")  # type: ignore[arg-type]
+        list(rollouts({"refused": Run(policy=run / "policy", cfg=replace(MINI.rollout, **wrong))}, workers=1))  # type: ignore[arg-type]
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
-        rollout(tmp_path, MINI.rollout, "normal", 1, "refused")
+        list(rollouts({"refused": Run(policy=tmp_path, cfg=MINI.rollout)}, workers=1))
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ class Rollout:
 
     def __call__(self) -> None:
         from tailorbird.evals.results import save_result, table
-        from tailorbird.evals.rollout import rollout
+        from tailorbird.evals.rollout import Run, rollouts
         from tailorbird.progress import console
 
-        episodes = rollout(self.policy, self.settings, self.condition, self.workers, "rollouts")
+        run = Run(policy=self.policy, cfg=self.settings, condition=self.condition)
+        ((_, episodes),) = rollouts({self.condition: run}, self.workers)
         conditions = save_result(self.out, self.condition, episodes, self.settings, command())
         console.print(table(conditions))
         console.print(f"results: {self.out}; `tailorbird report {self.out}` makes a page of them")

@@ -155,7 +155,7 @@ class Trace:
     seconds: float = 0.0  # of the clock, from the first tick to the end of the last
 
 
-def run(robot: Robot, thinker: Thinker, clock: Clock, cfg: LoopConfig) -> Trace:
+def drive(robot: Robot, thinker: Thinker, clock: Clock, cfg: LoopConfig) -> Trace:
     """One episode.
 
     The ticks are at start + n / hz, so delays do not add up; a lost period is not made up for.

@@ -1,15 +1,16 @@
 """Closed-loop runs of a policy in the simulator, many at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailorbird.control.runtime import Background, LoopConfig, RealClock, SimClock, Synchronous, Trace, run
+from tailorbird.control.runtime import Background, LoopConfig, RealClock, SimClock, Synchronous, Trace, drive
 from tailorbird.data.video import encode
 from tailorbird.errors import ConfigError
 from tailorbird.evals.config import Condition, RolloutConfig
@@ -88,7 +89,7 @@ def play(job: Job) -> Episode:
         film_size=cfg.film_size if job.film else 0,
     )
     clock = SimClock()
-    trace = run(robot, Synchronous(policy, clock, cfg.delay_s), clock, _loop(cfg))
+    trace = drive(robot, Synchronous(policy, clock, cfg.delay_s), clock, _loop(cfg))
     return Episode(
         task=job.task,
         seed=job.seed,
@@ -107,27 +108,40 @@ def _loop(cfg: RolloutConfig) -> LoopConfig:
     return LoopConfig(hz=hz, execute=cfg.execute, max_ticks=int(cfg.max_s * hz))
 
 
-def rollout(
-    policy: Path, cfg: RolloutConfig, condition: Condition, workers: int, label: str
-) -> list[Episode]:
-    """Play every task and seed, in parallel processes.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A policy in all the situations of `cfg`."""
+
+    policy: Path
+    cfg: RolloutConfig
+    condition: Condition = "normal"
+
+    def jobs(self) -> list[Job]:
+        cfg, seeds = self.cfg, range(self.cfg.first_seed, self.cfg.first_seed + self.cfg.seeds)
+        return [
+            Job(self.policy, task, seed, self.condition, cfg.film and seed == cfg.first_seed, cfg)
+            for task in cfg.tasks
+            for seed in seeds
+        ]
+
+
+def rollouts(runs: Mapping[str, Run], workers: int) -> Iterator[tuple[str, list[Episode]]]:
+    """Play run after run in the same processes; yield each run's name and episodes as it ends.
 
     Raises:
-        CheckpointError: the policy cannot be loaded.
-        ConfigError: the policy acts at another rate, or wants cameras that the simulator does not show.
+        CheckpointError: a policy cannot be loaded.
+        ConfigError: a policy acts at another rate, or wants cameras that the simulator does not show.
     """
-    check(load_policy(policy), cfg)
-    jobs = [
-        Job(policy, task, seed, condition, cfg.film and seed == cfg.first_seed, cfg)
-        for task in cfg.tasks
-        for seed in range(cfg.first_seed, cfg.first_seed + cfg.seeds)
-    ]
-    episodes: list[Episode] = []
-    with track(label, len(jobs)) as bar:
-        for _, episode in run_in_order(play, jobs, workers):
-            episodes.append(episode)
-            bar.advance(note=f"{sum(e.solved for e in episodes)} solved")
-    return episodes
+    for run in runs.values():
+        check(load_policy(run.policy), run.cfg)
+    results = run_in_order(play, [job for run in runs.values() for job in run.jobs()], workers)
+    for name, run in runs.items():
+        total, episodes = len(run.jobs()), []
+        with track(f"rollouts, {name}", total) as bar:
+            for _, episode in islice(results, total):
+                episodes.append(episode)
+                bar.advance(note=f"{sum(e.solved for e in episodes)} solved")
+        yield name, episodes
 
 
 def check(policy: Policy, cfg: RolloutConfig) -> None:
@@ -161,7 +175,7 @@ def drive_in_real_time(policy: Path, cfg: RolloutConfig) -> Trace:
     mind.act(robot.observe())  # the first call pays for setting up
     thinker = Background(mind)
     try:
-        return run(robot, thinker, RealClock(), _loop(cfg))
+        return drive(robot, thinker, RealClock(), _loop(cfg))
     finally:
         thinker.close()
         env.close()

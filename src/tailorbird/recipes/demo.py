@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from tailorbird.checkpoint.policy import POLICY_FILES, write_policy
 from tailorbird.data.lerobot import LeRobotDataset
@@ -14,7 +13,7 @@ from tailorbird.data.record import record
 from tailorbird.errors import Interrupted
 from tailorbird.evals.report import write_report
 from tailorbird.evals.results import load_conditions, save_episodes, success_table, table
-from tailorbird.evals.rollout import drive_in_real_time, rollout
+from tailorbird.evals.rollout import Run, drive_in_real_time, rollouts
 from tailorbird.evals.strip import draw_strip
 from tailorbird.infer.policy import load_policy
 from tailorbird.progress import console
@@ -92,16 +91,15 @@ def _play(cfg: DemoConfig, out: Path, workers: int) -> None:
     """The runs that count, those that should fail, and one by the wall clock. What is there already stays."""
     control = replace(cfg.rollout, seeds=cfg.control_seeds, film=False)
     policy, untrained = out / "policy", out / "untrained"
-    runs: dict[str, Any] = {
-        "normal": (policy, cfg.rollout, "normal"),
-        "shuffled": (policy, control, "shuffled"),
-        "black": (policy, control, "black"),
-        "untrained": (untrained, control, "normal"),
+    runs = {
+        "normal": Run(policy=policy, cfg=cfg.rollout),
+        "shuffled": Run(policy=policy, cfg=control, condition="shuffled"),
+        "black": Run(policy=policy, cfg=control, condition="black"),
+        "untrained": Run(policy=untrained, cfg=control),
     }
-    for name, (folder, settings, condition) in runs.items():
-        if not (out / f"rollouts/{name}.json").exists():
-            label = "rollouts" if name == "normal" else f"rollouts, {name}"
-            save_episodes(out, name, rollout(folder, settings, condition, workers, label))
+    todo = {name: run for name, run in runs.items() if not (out / f"rollouts/{name}.json").exists()}
+    for name, episodes in rollouts(todo, workers):
+        save_episodes(out, name, episodes)
     if not (out / "realtime.json").exists():
         trace = drive_in_real_time(policy, cfg.rollout)
         rate = len(trace.actions) / trace.seconds
