@@ -45,8 +45,16 @@ bench: .venv/demo  ## measure, side by side, into results/
 results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md
 	@$(BIN)/python bench/publish.py
 
-oracle: .venv/test  ## compare datasets with the independent reader lerobot-dataset, in an environment of its own
-	@scripts/oracle
+.venv-oracle/done: tests/oracle/requirements.txt
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+oracle: .venv/demo .venv-oracle/done  ## compare datasets with the independent reader lerobot-dataset
+	@rm -rf runs/oracle
+	@$(BIN)/tailorbird record --out runs/oracle --demos drawer-open-v3 6 push-v3 4 --sim.size 96
+	@PYTHONPATH=src .venv-oracle/bin/python tests/oracle/lerobot_dataset.py runs/oracle
 
 clean:  ## delete .venv, runs and caches
 	rm -rf .venv .venv-oracle runs dist .coverage* .pytest_cache .mypy_cache .ruff_cache

@@ -31,11 +31,12 @@ VERSIONS = ("v3.0", "v2.1")
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Where one episode lies: rows [start, start + length), and a place in each camera's video."""
+    """Where one episode lies: rows [start, start + length), a file, and a place in each camera's video."""
 
     index: int
     start: int
     length: int
+    data: Path  # the parquet that holds its rows, others' too in v3
     videos: dict[str, tuple[Path, float]]  # camera -> file, second at which the episode begins in it
 
 
@@ -57,6 +58,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is damaged: {error}. Fetch the dataset again") from error
 
 
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Sorted, without the hidden leftovers of killed writers."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
 def _as_arrays(stats: dict[str, Any]) -> Stats:
     return {name: np.asarray(value, np.float64) for name, value in stats.items()}
 
@@ -69,11 +75,10 @@ def find_dataset(path_or_id: str | Path, revision: str | None = None) -> Path:
     if len(path.parts) != 2 or path.is_absolute():
         raise DataError(f"{path_or_id} is no folder here, and no hub id of the form user/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path_or_id), repo_type="dataset", revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # the library, and what it stands on, raise whatever they like
         raise DataError(f"{path_or_id} is no folder here, and the hub did not give it: {error}") from error
 
 
@@ -118,7 +123,7 @@ class LeRobotDataset:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the metadata, statistics included: other data, another digest."""
-        files = sorted((self.root / "meta").glob("*.json*"))
+        files = _visible(self.root / "meta", "*.json*")
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     @cached_property
@@ -168,7 +173,13 @@ class LeRobotDataset:
         column = self._table[self._camera_keys[camera]]
         for step in steps:
             data = column[episode.start + step].as_py()["bytes"]
-            yield np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            try:
+                yield np.asarray(Image.open(io.BytesIO(data or b"")).convert("RGB"))
+            except OSError as error:
+                raise DataError(
+                    f"{episode.data} has no readable picture of {camera} at frame {step} of episode "
+                    f"{episode.index}: {error}. Fetch or record it again"
+                ) from error
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -186,8 +197,10 @@ class LeRobotDataset:
         return [row["task"] for row in sorted(rows, key=lambda row: row["task_index"])]
 
     def _episodes_v3(self) -> list[Episode]:
-        files = sorted((self.root / "meta/episodes").glob("*/*.parquet"))
+        """What info.json counts: rows beyond that belong to a `finish` that is still under way."""
+        files = _visible(self.root / "meta/episodes", "*/*.parquet")
         rows = [row for file in files for row in _read_table(file).to_pylist()]
+        rows = sorted(rows, key=lambda row: row["episode_index"])[: self.info["total_episodes"]]
         if len(rows) != self.info["total_episodes"]:
             raise DataError(
                 f"{self.root}/meta/episodes lists {len(rows)} episodes, info.json "
@@ -195,7 +208,7 @@ class LeRobotDataset:
             )
         pattern = self.info.get("video_path") or ""
         episodes = []
-        for row in sorted(rows, key=lambda row: row["episode_index"]):
+        for row in rows:
             videos = {}
             for camera in self._as_video:
                 key = self._camera_keys[camera]
@@ -203,8 +216,16 @@ class LeRobotDataset:
                 path = pattern.format(video_key=key, chunk_index=where["chunk"], file_index=where["file"])
                 videos[camera] = (self.root / path, row[f"videos/{key}/from_timestamp"])
             start, end = row["dataset_from_index"], row["dataset_to_index"]
+            place = {name: row[f"data/{name}_index"] for name in ("chunk", "file")}
+            data = self.info["data_path"].format(chunk_index=place["chunk"], file_index=place["file"])
             episodes.append(
-                Episode(index=row["episode_index"], start=start, length=end - start, videos=videos)
+                Episode(
+                    index=row["episode_index"],
+                    start=start,
+                    length=end - start,
+                    data=self.root / data,
+                    videos=videos,
+                )
             )
         return episodes
 
@@ -218,7 +239,8 @@ class LeRobotDataset:
                 camera: (self._path_v2("video_path", index, video_key=self._camera_keys[camera]), 0.0)
                 for camera in self._as_video
             }
-            episodes.append(Episode(index=index, start=start, length=row["length"], videos=videos))
+            data = self._path_v2("data_path", index)
+            episodes.append(Episode(index=index, start=start, length=row["length"], data=data, videos=videos))
             start += row["length"]
         return episodes
 
@@ -227,12 +249,9 @@ class LeRobotDataset:
         return self.root / self.info[pattern].format(episode_chunk=chunk, episode_index=index, **names)
 
     def _load_rows(self) -> pa.Table:
-        if self.version == "v3.0":
-            files = sorted((self.root / "data").glob("*/*.parquet"))
-        else:
-            files = [self._path_v2("data_path", episode.index) for episode in self.episodes]
+        files = list(dict.fromkeys(episode.data for episode in self.episodes))
         if not files:
-            raise DataError(f"{self.root}/data holds no parquet file: fetch the dataset again")
+            raise DataError(f"{self.root} holds no episode: fetch or record the dataset again")
         table = pa.concat_tables([_read_table(file) for file in files], promote_options="permissive")
         expected = sum(episode.length for episode in self.episodes)
         if len(table) != expected:

@@ -76,7 +76,7 @@ def record(cfg: RecordConfig, out: Path, workers: int) -> dict[str, Any]:
     Returns:
         Episodes kept and seeds that failed, per task.
     Raises:
-        DataError: the folder was recorded with other settings.
+        DataError: the folder was recorded with other settings, or the expert hardly ever succeeds.
     """
     settings = out / "meta/tailorbird.json"
     if settings.exists() and read_json(settings) != {"record": asdict(cfg)}:
@@ -100,21 +100,24 @@ def record(cfg: RecordConfig, out: Path, workers: int) -> dict[str, Any]:
             seed = max(kept[task], default=cfg.first_seed - 1)
             while len(kept[task]) < wanted:
                 seed += 1
-                if seed - cfg.first_seed > PATIENCE * (len(kept[task]) + 2):
-                    raise DataError(
-                        f"the expert solved {task} on {len(kept[task])} of {seed - cfg.first_seed} seeds: "
-                        "give it more time (max_s), or disturb it less (noise)"
-                    )
                 yield Attempt(task, seed, cfg)
 
     total, done = sum(cfg.demos.values()), sum(map(len, kept.values()))
     with track("record", total, done) as bar:
         for attempt, demo in run_in_order(play, attempts(), workers):
-            if demo is None or len(kept[attempt.task]) >= cfg.demos[attempt.task]:
+            task, tried = attempt.task, attempt.seed - cfg.first_seed + 1
+            if len(kept[task]) >= cfg.demos[task]:
+                continue  # begun before it was known that there are enough
+            if demo is None:
+                if tried > PATIENCE * (len(kept[task]) + 2):
+                    raise DataError(
+                        f"the expert solved {task} on {len(kept[task])} of {tried} seeds: "
+                        "give it more time (max_s), or disturb it less (noise)"
+                    )
                 continue
             writer.add(demo)
-            kept[attempt.task].append(attempt.seed)
-            bar.advance(note=attempt.task)
+            kept[task].append(attempt.seed)
+            bar.advance(note=task)
     writer.finish()
     failed = {task: max(seeds) - cfg.first_seed + 1 - len(seeds) for task, seeds in kept.items()}
     return {"episodes": {task: len(seeds) for task, seeds in kept.items()}, "failed_seeds": failed}

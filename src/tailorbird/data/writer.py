@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from tailorbird.data.lerobot import ACTION, CAMERA, STATE, LeRobotDataset
 from tailorbird.data.stats import Stats, describe, merge
-from tailorbird.data.video import join
+from tailorbird.data.video import join, measure
 from tailorbird.errors import DataError
 from tailorbird.storage import new_file, new_folder, read_json, write_json
 
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+EPISODES = f"meta/episodes/{FILE.format(chunk_index=0, file_index=0)}.parquet"
 CHUNK_FILES = 1000  # files in one chunk folder
 DATA_MB, VIDEO_MB = 100, 200  # size at which a new file is begun
 
@@ -105,13 +106,14 @@ class DatasetWriter:
                     f"{root} holds a dataset with other features or another rate: choose another folder"
                 )
             LeRobotDataset(root)  # refuses a damaged one
-            for file in sorted((root / "meta/episodes").glob("*/*.parquet")):
-                self._rows += pq.read_table(file).to_pylist()
-        self._staged = [self._open_staged(folder) for folder in sorted(self._staging.glob("episode-*"))]
-        leftover = [episode for episode in self._staged if episode["index"] < len(self._rows)]
-        for episode in leftover:  # finished, but killed before the tidying up
-            shutil.rmtree(episode["folder"])
-            self._staged.remove(episode)
+            done = pq.read_table(root / EPISODES).to_pylist()
+            self._rows = done[: info["total_episodes"]]  # the rest was being added when the writer was killed
+        self._staged: list[dict[str, Any]] = []
+        for folder in sorted(self._staging.glob("episode-*")):
+            if _index(folder) < len(self._rows):
+                shutil.rmtree(folder)  # finished, but killed before or during the tidying up
+            else:
+                self._staged.append(self._open_staged(folder))
         indices = [episode["index"] for episode in self._staged]
         if indices != list(range(len(self._rows), len(self._rows) + len(indices))):
             raise DataError(
@@ -122,7 +124,10 @@ class DatasetWriter:
     def facts(self) -> list[dict[str, Any]]:
         """The facts of every episode so far, finished or staged, in order."""
         mark = "tailorbird/"
-        done = [{k.removeprefix(mark): v for k, v in row.items() if k.startswith(mark)} for row in self._rows]
+        done = [
+            {k.removeprefix(mark): v for k, v in row.items() if k.startswith(mark) and v is not None}
+            for row in self._rows
+        ]
         return done + [episode["facts"] for episode in self._staged]
 
     def add(self, demo: Demonstration) -> None:
@@ -154,6 +159,13 @@ class DatasetWriter:
             raise DataError(
                 f"this episode has cameras {sorted(demo.videos)}, the dataset {sorted(self.layout.cameras)}"
             )
+        for camera, (height, width) in self.layout.cameras.items():
+            found = measure(demo.videos[camera])
+            if found != (length, height, width):
+                raise DataError(
+                    f"the video of {camera} has (frames, height, width) {found}, "
+                    f"this episode needs {(length, height, width)}"
+                )
         index = len(self._rows) + len(self._staged)
         folder = self._staging / f"episode-{index:06d}"
         with new_folder(folder) as temporary:
@@ -251,11 +263,11 @@ class DatasetWriter:
 
     def _write_meta(self, rows: list[dict[str, Any]], tasks: list[str]) -> None:
         meta = self.root / "meta"
-        names = list(rows[0])
+        names = dict.fromkeys(name for row in rows for name in row)  # facts may differ between episodes
         with new_file(meta / "tasks.parquet") as temporary:
             pq.write_table(_tasks_table(tasks), temporary)
-        with new_file(meta / f"episodes/{FILE.format(**_place(0))}.parquet") as temporary:
-            pq.write_table(pa.table({name: [row[name] for row in rows] for name in names}), temporary)
+        with new_file(self.root / EPISODES) as temporary:
+            pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)
         write_json(meta / "stats.json", {key: _listed(found) for key, found in self._all_stats(rows).items()})
         info = {
             "codebase_version": "v3.0",
@@ -276,7 +288,8 @@ class DatasetWriter:
 
     def _all_stats(self, rows: list[dict[str, Any]]) -> dict[str, Stats]:
         """Exact over all rows for numbers, merged from the episodes for pictures."""
-        files = sorted((self.root / "data").glob("*/*.parquet"))
+        numbers = dict.fromkeys(self._file_number(row, "data") for row in rows)
+        files = [self.root / f"data/{FILE.format(**_place(number))}.parquet" for number in numbers]
         table = pa.concat_tables([pq.read_table(file) for file in files])
         stats = {name: describe(_array(table[name])) for name in table.column_names}
         for camera in self.layout.cameras:
@@ -297,7 +310,7 @@ class DatasetWriter:
         stats = episode["picture_stats"].items()
         episode["picture_stats"] = {c: {k: np.asarray(v) for k, v in found.items()} for c, found in stats}
         size = (folder / "data.parquet").stat().st_size
-        return {**episode, "folder": folder, "index": int(folder.name.split("-")[1]), "data_bytes": size}
+        return {**episode, "folder": folder, "index": _index(folder), "data_bytes": size}
 
     @staticmethod
     def _grouped(sizes: Sequence[int], limit: float) -> Iterator[list[int]]:
@@ -314,6 +327,10 @@ class DatasetWriter:
     @staticmethod
     def _file_number(row: dict[str, Any], prefix: str) -> int:
         return int(row[f"{prefix}/chunk_index"]) * CHUNK_FILES + int(row[f"{prefix}/file_index"])
+
+
+def _index(folder: Path) -> int:
+    return int(folder.name.removeprefix("episode-"))
 
 
 def _place(number: int) -> dict[str, int]:

@@ -46,6 +46,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             raise SimulatorError(f"{error}. Install the simulator: pip install 'tailorbird[sim]'") from error
         self.task, self.instruction = task, INSTRUCTIONS[task]
         self.cfg = cfg or SimConfig()
+        self.metadata = {**self.metadata, "render_fps": self.cfg.control_hz}
         self.render_mode = render_mode
         self._sim = ENVIRONMENTS[f"{task}-goal-observable"]()
         self._sim.seeded_rand_vec, self._sim._freeze_rand_vec = True, False

@@ -1,0 +1,25 @@
+"""What many tests share: one tiny dataset, recorded once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from tailorbird.data.config import RecordConfig
+from tailorbird.data.record import record
+from tailorbird.sim.config import SimConfig
+
+
+@pytest.fixture(scope="session")
+def recorded_config() -> RecordConfig:
+    """Two quick tasks, six demonstrations, pictures of 48 px, disturbed as by default."""
+    return RecordConfig(
+        demos={"drawer-open-v3": 4, "button-press-topdown-v3": 2}, sim=SimConfig(size=48), crf=18
+    )
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory, recorded_config: RecordConfig) -> Path:
+    """A dataset made by two processes. Shared: copy it before changing it."""
+    out = tmp_path_factory.mktemp("recorded") / "dataset"
+    record(recorded_config, out, workers=2)
+    return out
