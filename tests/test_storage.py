@@ -150,21 +150,31 @@ def test_what_a_killed_writer_left_does_not_disturb_the_next(tmp_path: Path, kin
         assert [file.name for file in path.iterdir()] == ["a"]
 
 
-def test_a_reader_sees_whole_versions_while_a_writer_replaces_a_folder(tmp_path: Path) -> None:
+WRITE = """
+import sys
+from pathlib import Path
+from tailorbird.storage import new_file, new_folder
+make = {"file": new_file, "folder": new_folder}[sys.argv[1]]
+for version in range(10**6):
+    with make(Path(sys.argv[2])) as temporary:
+        (temporary if sys.argv[1] == "file" else temporary / "a").write_text(f"{version:09}" * 200_000)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_reader_sees_whole_versions_while_a_writer_replaces_them(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "it"
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tailorbird.storage import new_folder\n"
-        "for version in range(10**6):\n"
-        "    with new_folder(Path(sys.argv[1])) as t:\n"
-        "        (t / 'a').write_text(str(version))"
-    )
-    with new_folder(path) as temporary:
-        (temporary / "a").write_text("-1")
-    writer = subprocess.Popen([sys.executable, "-c", code, path])
+    file = path if kind == "file" else path / "a"
+    writer = subprocess.Popen([sys.executable, "-c", WRITE, kind, path])
     try:
-        versions, end = [], time.monotonic() + 10
+        end = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        versions: list[str] = []
         while len(set(versions)) < 20 and time.monotonic() < end:
-            versions.append(int((path / "a").read_text()))
+            text = file.read_text()
+            versions.append(text[:9])
+            assert text == versions[-1] * 200_000, "half of a version"
     finally:
         writer.kill()
         writer.wait()

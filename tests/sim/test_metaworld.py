@@ -129,6 +129,19 @@ def test_a_step_reports_the_moment_of_success_and_the_horizon() -> None:
     env.close()
 
 
+def test_a_success_in_passing_counts() -> None:
+    fine, coarse = (MetaWorld("reach-v3", SimConfig(size=32, control_hz=hz)) for hz in (80, 1))
+    fine.restart(1)
+    way = fine._sim._target_pos - fine.privileged[:3]
+    action = np.append(way / np.abs(way).max(), 0.0)
+    moments = [fine.advance(action) for _ in range(80)]
+    assert any(moments)
+    assert not moments[-1], "the gripper flies past the target"
+    coarse.restart(1)
+    assert coarse.advance(action)
+    np.testing.assert_array_equal(coarse.privileged, fine.privileged)
+
+
 @pytest.mark.parametrize("action", [[0.0, np.nan, 0.0, 0.0], [np.inf] * 4, [0.0] * 3, 1.0, [[0.0] * 4]])
 def test_an_action_that_is_not_four_finite_numbers_is_refused(env: MetaWorld, action: Any) -> None:
     env.restart(2)
@@ -215,6 +228,19 @@ def test_fast_pictures_stay_within_a_few_grey_levels_of_faithful_ones() -> None:
     assert np.median(difference) <= 2
     correlation = np.corrcoef(pictures[True].ravel(), pictures[False].ravel())[0, 1]
     assert correlation > 0.95
+
+
+def test_fast_and_faithful_pictures_of_one_world_do_not_disturb_each_other() -> None:
+    pictures = []
+    for order in ((True, False), (False, True)):
+        env = MetaWorld("drawer-open-v3", SMALL)
+        env.restart(6)
+        found = {fast: env.photograph(64, fast=fast) for fast in order}
+        found |= {fast: env.photograph(64, fast=fast) for fast in order}
+        pictures.append(found)
+        env.close()
+    for fast in (True, False):
+        np.testing.assert_array_equal(pictures[0][fast], pictures[1][fast])
 
 
 def test_cameras_look_from_different_places_and_sizes_do_not_disturb_each_other() -> None:
