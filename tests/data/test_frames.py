@@ -116,3 +116,12 @@ def test_a_limit_on_file_sizes_is_named_with_its_remedy(root: Path) -> None:
     assert f"cannot write {root}/cache/frames-" in done.stdout, done.stderr
     assert "raise the limit, then run the same command again" in done.stdout
     assert list((root / "cache").iterdir()) == []
+
+
+def test_what_a_killed_process_left_behind_is_cleared_away(root: Path) -> None:
+    leftover = root / "cache/.frames-0123.99.u8"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half of it")
+    load_frames(LeRobotDataset(root), SPEC, CAMERAS, root / "cache", 1)
+    assert [path.suffix for path in (root / "cache").iterdir()] == [".u8"]
+    assert not leftover.exists()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,8 +62,11 @@ def _fill(
             pictures = np.stack(list(data.frames(episode, camera, steps)))
             yield episode.start + start, spec.shrink(torch.from_numpy(pictures)).numpy()
 
+    for leftover in path.parent.glob(".frames-*"):  # of a killed process, and large
+        leftover.unlink()
     with new_file(path) as temporary, track("decode", len(data.episodes)) as bar:
-        frames = np.memmap(temporary, np.uint8, "w+", shape=shape)
+        _reserve(temporary, needed)
+        frames = np.memmap(temporary, np.uint8, "r+", shape=shape)
 
         def work(episode: Episode) -> None:
             for number, camera in enumerate(cameras):
@@ -73,3 +77,12 @@ def _fill(
             for _ in pool.map(work, data.episodes):
                 bar.advance()
         frames.flush()
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Take the room now: a mapped file that runs out of disk later kills the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            file.truncate(num_bytes)
