@@ -11,8 +11,8 @@ help:  ## list these targets
 
 .venv/demo: pyproject.toml constraints.txt scripts/system
 	@scripts/system demo
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Tailorbird needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Needed: Python 3.11 to 3.13 with venv (Debian: python3-venv). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e '.[all]'
@@ -56,6 +56,6 @@ oracle: .venv/demo .venv-oracle/done  ## compare datasets with the independent r
 	@$(BIN)/tailorbird record --out runs/oracle --demos drawer-open-v3 6 push-v3 4 --sim.size 96
 	@PYTHONPATH=src .venv-oracle/bin/python tests/oracle/lerobot_dataset.py runs/oracle
 
-clean:  ## delete .venv, runs and caches
-	rm -rf .venv .venv-oracle runs dist .coverage* .pytest_cache .mypy_cache .ruff_cache
+clean:  ## delete the environments and caches; runs/ stays
+	rm -rf .venv .venv-oracle dist .coverage* .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

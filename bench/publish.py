@@ -28,7 +28,7 @@ def figures(result: dict[str, Any]) -> str:
         "told another task's instruction": f"{result['shuffled_instruction_success_rate']:.0%}",
         "shown black pictures": f"{result['black_images_success_rate']:.0%}",
         "before training": f"{result['untrained_success_rate']:.0%}",
-        "a chunk of actions, median": f"{result['chunk_ms_p50']:.0f} ms",
+        "a chunk of actions, median, a simulator beside it": f"{result['chunk_ms_p50']:.0f} ms",
         "control rate by the wall clock": f"{result['control_hz']:.1f} Hz",
         "parameters": f"{result['parameters']:,}",
         "minutes": ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items()),
@@ -41,6 +41,8 @@ def figures(result: dict[str, Any]) -> str:
 def main() -> None:
     run = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs/demo"
     result = read_json(run / "result.json")
+    if result["commit"] == "unknown" or result["commit"].endswith("-dirty"):
+        sys.exit(f"{run} was made by commit {result['commit']}: only a committed state is published")
     write_json(ROOT / "results/demo.json", result)
     shutil.copyfile(run / "strip.jpg", ROOT / "results/demo.jpg")
     readme = ROOT / "README.md"

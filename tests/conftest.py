@@ -1,6 +1,10 @@
 """What many tests share: one tiny dataset, recorded once a session."""
 
+import os
 from pathlib import Path
+
+# Tests run side by side: threads of several processes that wait for each other spin.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

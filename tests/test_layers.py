@@ -33,7 +33,7 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "train": {"torch", "safetensors"},
     "infer": {"torch"},
     "evals": {"torch", "rich", "av", "PIL", "matplotlib", "jinja2"},
-    "perf": {"torch", "rich"},
+    "perf": {"torch", "rich", "av"},
     "recipes": set(),
     "cli": {"tyro"},
     "__init__": set(),

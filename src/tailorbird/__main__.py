@@ -36,7 +36,10 @@ def main() -> None:
         sys.exit(130)
     except TailorbirdError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        console.print("interrupted: what was finished is kept")
         sys.exit(130)
 
 

@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Processor, usable cores and memory in one line, and the GPU if torch is loaded and sees one."""
+    """Processor, usable cores and memory in one line."""
     name, memory = platform.processor() or platform.machine(), 0.0
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -46,11 +46,7 @@ def hardware() -> str:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (OSError, ValueError):
         pass
-    parts = [name, f"{cores()} cores", f"{memory:.0f} GiB"]
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
+    return f"{name}, {cores()} cores, {memory:.0f} GiB"
 
 
 def cores() -> int:

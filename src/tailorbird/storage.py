@@ -5,6 +5,7 @@ A killed process leaves the old file or the new one.
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -109,6 +110,24 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: {error}. Restore it, or make it again") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; a killed process lets go of it.
+
+    Raises:
+        StorageError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                f"another process is at work in {folder}: wait for it, or choose another folder"
+            ) from None
+        yield
 
 
 def claim(path: Path, settings: Any) -> None:

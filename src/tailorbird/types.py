@@ -1,20 +1,12 @@
 """What crosses the borders between processing, data, model and training. Shapes are part of the type."""
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
-class _Tensors:
-    def to(self, device: torch.device | str) -> Self:
-        parts = {f.name: getattr(self, f.name).to(device) for f in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**parts)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Inputs(_Tensors):
+class Inputs:
     """A batch of observations as a VLA reads them."""
 
     pixels: Tensor  # (B, N, 3, image_size, image_size) in [-1, 1], N cameras
@@ -24,7 +16,7 @@ class Inputs(_Tensors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch(_Tensors):
+class Batch:
     """Observations with the actions that followed them."""
 
     inputs: Inputs

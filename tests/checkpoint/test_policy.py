@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tailorbird.checkpoint.policy import (
     POLICY_FILES,
+    fingerprint,
     load_weights,
     read_policy,
     read_tensors,
@@ -187,10 +188,37 @@ def test_a_changed_config_is_refused_with_its_place(
 
 
 def test_weights_of_another_size_are_refused_by_tensor(folder: Path) -> None:
-    edit(folder, lambda config: config["model"].update(state_dim=6))
-    reason = r"model.safetensors: state_in.weight has shape \(22, 5\), the model needs \(22, 6\)"
+    edit(folder, lambda config: config["model"]["vlm"]["decoder"].update(mlp_dim=99))
+    reason = r"model.safetensors: vlm.decoder.blocks.0.mlp.gate.weight has shape .*, the model needs \(99, "
     with pytest.raises(CheckpointError, match=reason):
         read_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["model"].update(state_dim=6), "state values: 6 and 5"),
+        (lambda c: c["model"].update(action_dim=9), "action values: 9 and "),
+        (lambda c: c["pipeline"]["image"].update(size=77), "pictures, px: .* and 77"),
+        (lambda c: c["model"]["vlm"]["decoder"].update(vocab=50), "words: 50 and "),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_its_model_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=f"config.json: model and pipeline differ in {words}"):
+        read_policy(folder)
+
+
+def test_a_policys_fingerprint_is_that_of_its_files(folder: Path) -> None:
+    before = fingerprint(folder)
+    assert fingerprint(folder) == before
+    edit(folder, lambda config: config["pipeline"].update(hz=99.0))
+    assert fingerprint(folder) != before
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no policy: tokenizer.json is missing"):
+        fingerprint(folder)
 
 
 @pytest.mark.parametrize(

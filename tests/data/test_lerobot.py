@@ -283,6 +283,17 @@ def set_info(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def swap_episodes(root: Path) -> None:
+    table = pq.read_table(root / DATA)
+    pq.write_table(table.sort_by([("episode_index", "descending")]), root / DATA)
+
+
+def name_a_stranger(root: Path) -> None:
+    table = pq.read_table(root / DATA)
+    tasks = pa.array([99] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", tasks), root / DATA)
+
+
 def overwrite(root: Path) -> None:
     data = (root / VIDEO).read_bytes()
     where = data.index(b"mdat") + 800
@@ -306,6 +317,12 @@ def overwrite(root: Path) -> None:
         (drop_rows, r"data has 28 rows, its episodes need 30: a file is cut or missing"),
         (drop_column, r"has no 'action'; it has observation\.state, timestamp"),
         (spoil(ACTION, np.nan), r"action of episode 1, frame 4 in .* nan\]: 2 rows are not finite. Record"),
+        (set_info(fps=None), r"meta is not as the format has it \(TypeError"),
+        (set_info(data_path="../../{chunk_index:03d}"), r"data_path leads out of the dataset, to "),
+        (set_info(data_path="/etc/passwd"), r"data_path leads out of the dataset, to /etc/passwd"),
+        (set_info(data_path="{chunk_index:999999999d}"), r"\{chunk_index:999999999d\} is missing"),
+        (swap_episodes, r"has its episodes in another order"),
+        (name_a_stranger, r"speaks of tasks that .*meta does not name"),
         (spoil(STATE, np.inf), r"observation\.state of episode 1, frame 4 in .*inf.*2 rows are not finite"),
     ],
 )

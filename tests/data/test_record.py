@@ -39,6 +39,14 @@ def facts(root: Path) -> list[dict[str, object]]:
     return DatasetWriter(root, layout).facts
 
 
+def alive(pid: int) -> bool:
+    """A zombie is not: whether it is reaped depends on the machine's first process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -92,7 +100,7 @@ def test_a_killed_recording_continues_where_it_stopped(
         process.wait()
         assert len(workers) >= 2
         end = time.monotonic() + 10
-        while (left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end:
+        while (left := [pid for pid in workers if alive(pid)]) and time.monotonic() < end:
             time.sleep(0.02)
         assert left == [], "no worker outlives the recorder"
         staged = {f.parent.name: f.stat().st_mtime_ns for f in out.glob(".staging/episode-*/data.parquet")}

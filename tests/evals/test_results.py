@@ -64,10 +64,21 @@ def test_conditions_gather_in_one_folder_the_normal_one_first(tmp_path: Path) ->
     assert "door-close" in text
 
 
-def test_runs_with_other_settings_do_not_mix(tmp_path: Path) -> None:
+def test_a_result_keeps_the_origin_of_its_own_episodes(tmp_path: Path) -> None:
+    save_result(tmp_path, "normal", EPISODES, CFG, "the first command")
+    save_result(tmp_path, "black", EPISODES, CFG, "another command")
+    assert read_json(tmp_path / "result.json")["command"] == "the first command"
+
+
+def test_leftovers_of_a_killed_writer_are_no_condition(tmp_path: Path) -> None:
     save_result(tmp_path, "normal", EPISODES, CFG, "a command")
-    with pytest.raises(ConfigError, match=r"other settings.*choose another folder"):
-        save_result(tmp_path, "black", EPISODES, RolloutConfig(tasks=("push-v3",)), "a command")
+    (tmp_path / "rollouts/.black.99.json").write_text("{")
+    assert list(load_conditions(tmp_path)) == ["normal"]
+
+
+def test_a_folder_without_rollouts_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no rollouts yet: run `tailorbird rollout`"):
+        load_conditions(tmp_path)
 
 
 def test_a_report_of_nothing_is_refused_with_what_to_do(tmp_path: Path) -> None:

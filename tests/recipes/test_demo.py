@@ -16,7 +16,8 @@ import pytest
 from selenium import webdriver
 
 from tailorbird.cli.info import Info
-from tailorbird.errors import CheckpointError, ConfigError
+from tailorbird.cli.rollout import Rollout
+from tailorbird.errors import CheckpointError, ConfigError, StorageError
 from tailorbird.evals.report import write_report
 from tailorbird.evals.results import load_episodes
 from tailorbird.evals.rollout import Run, SimRobot, rollouts, shuffled_instruction
@@ -25,7 +26,7 @@ from tailorbird.progress import console
 from tailorbird.recipes.demo import demo
 from tailorbird.sim.metaworld import MetaWorld
 from tailorbird.sim.tasks import INSTRUCTIONS
-from tailorbird.storage import read_json
+from tailorbird.storage import locked, read_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mini import MINI, WORLD
@@ -47,7 +48,7 @@ def test_the_result_says_everything_that_was_promised(run: Path) -> None:
     assert result.keys() >= set(PROMISED.split())
     assert result["episodes"] == 4
     assert result["demonstrations"] == 5
-    assert result["control_hz"] == pytest.approx(20, rel=0.2)
+    assert 0 < result["control_hz"] <= 20.5
     assert result["parameters"] == sum(p.numel() for p in load_policy(run / "policy").model.parameters())
     assert result["minutes"].keys() == {"record", "train", "rollouts"}
     assert result["success_rate"] == np.mean(list(result["success_by_task"].values()))
@@ -135,6 +136,25 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
         list(rollouts({"refused": Run(policy=tmp_path, cfg=MINI.rollout)}, workers=1))
 
 
+def test_results_of_another_policy_do_not_mix_and_nothing_is_played_first(run: Path, tmp_path: Path) -> None:
+    cfg = replace(MINI.rollout, tasks=("drawer-open-v3",), seeds=1, film=False)
+    Rollout(policy=run / "policy", out=tmp_path, workers=1, settings=cfg)()
+    played = (tmp_path / "rollouts/normal.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"begun with other settings.*choose another folder"):
+        Rollout(policy=run / "untrained", out=tmp_path, workers=1, settings=cfg)()
+    assert (tmp_path / "rollouts/normal.json").read_bytes() == played
+
+
+def test_two_processes_do_not_work_in_one_folder(run: Path) -> None:
+    with locked(run), pytest.raises(StorageError, match=f"another process is at work in {run}: wait"):
+        demo(MINI, run, workers=2, command="make demo")
+
+
+def test_a_task_that_nobody_demonstrated_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nothing is demonstrated for .*push-v3"):
+        replace(MINI, rollout=replace(MINI.rollout, tasks=("push-v3",)))
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -155,7 +175,7 @@ def test_the_five_lines_of_the_readme_act(run: Path) -> None:
     assert len(code.strip().replace("\n\n", "\n").splitlines()) == 5
     room: dict[str, object] = {}
     exec(code.replace("runs/demo/policy", str(run / "policy")), room)
-    assert room["chunk"].actions.shape == (8, 4)  # type: ignore[attr-defined]
+    assert room["solved"] in (True, False)
     room["env"].close()  # type: ignore[attr-defined]
 
 

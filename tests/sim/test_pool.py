@@ -8,17 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tailorbird.errors import DataError, SimulatorError
+from tailorbird.errors import ConfigError, DataError, SimulatorError
 from tailorbird.sim.pool import run_in_order
 
 
 def slow_at_first(job: int) -> tuple[int, int]:
     time.sleep(0.2 if job % 4 == 0 else 0.0)
     return job * job, os.getpid()
+
+
+def meet(job: int, here: str) -> int:
+    """Two of these end only if they run at the same time."""
+    Path(here, str(job)).touch()
+    while len(list(Path(here).iterdir())) < 2:
+        time.sleep(0.01)
+    return os.getpid()
 
 
 def die(job: int) -> int:
@@ -44,12 +53,20 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_results_come_in_the_order_of_the_jobs_from_several_processes() -> None:
+def test_results_come_in_the_order_of_the_jobs() -> None:
     done = list(run_in_order(slow_at_first, range(9), workers=2))
     assert [(job, square) for job, (square, _) in done] == [(n, n * n) for n in range(9)]
-    pids = {pid for _, (_, pid) in done}
+
+
+def test_jobs_run_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
+    pids = {pid for _, pid in run_in_order(partial(meet, here=str(tmp_path)), range(2), workers=2)}
     assert len(pids) == 2
     assert os.getpid() not in pids
+
+
+def test_no_workers_at_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match="workers=0 must be at least 1"):
+        list(run_in_order(die, range(2), workers=0))
 
 
 def test_jobs_are_taken_lazily_so_that_results_can_end_them() -> None:

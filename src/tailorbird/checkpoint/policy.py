@@ -1,5 +1,6 @@
 """A policy as a folder: config.json, model.safetensors, tokenizer.json. Nothing else is needed to act."""
 
+import hashlib
 import json
 import os
 import re
@@ -48,8 +49,35 @@ def write_policy(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pi
     made_by = {"commit": commit(), "versions": versions()}
     config = {"format": FORMAT, **settings_of(cfg, pipeline), "made_by": made_by}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "tokenizer.json").write_text(pipeline.tokenizer.json)
+    (folder / "tokenizer.json").write_text(pipeline.tokenizer.json, encoding="utf-8")
     write_tensors(folder / "model.safetensors", weights)
+
+
+def disagreements(cfg: VLAConfig, pipeline: Pipeline) -> list[str]:
+    """Where a model and a pipeline do not fit each other, in words."""
+    pairs = {
+        "pictures, px": (cfg.vlm.vision.image_size, pipeline.image.size),
+        "state values": (cfg.state_dim, pipeline.state.width),
+        "action values": (cfg.action_dim, pipeline.action.width),
+    }
+    found = [f"{what}: {ours} and {theirs}" for what, (ours, theirs) in pairs.items() if ours != theirs]
+    if pipeline.tokenizer.vocab > cfg.vlm.decoder.vocab:
+        found.append(f"words: {cfg.vlm.decoder.vocab} and {pipeline.tokenizer.vocab}")
+    return found
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of the policy's files.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    digest = hashlib.sha256()
+    for name in POLICY_FILES:
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder} holds no policy: {name} is missing")
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
@@ -76,7 +104,9 @@ def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
             image=read(ImageSpec, "image"),
             state=read(Normalizer, "state"),
             action=read(Normalizer, "action"),
-            tokenizer=InstructionTokenizer((folder / "tokenizer.json").read_text(), read(int, "max_tokens")),
+            tokenizer=InstructionTokenizer(
+                (folder / "tokenizer.json").read_text(encoding="utf-8"), read(int, "max_tokens")
+            ),
             hz=read(float, "hz"),
         )
     except CheckpointError:
@@ -86,6 +116,10 @@ def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
             f"{folder} is no policy that can be loaded: {type(error).__name__}: {error}. "
             "Save or fetch it again"
         ) from error
+    if wrong := disagreements(cfg, pipeline):
+        raise CheckpointError(
+            f"{folder}/config.json: model and pipeline differ in {'; '.join(wrong)}. Save or fetch it again"
+        )
     model = build_model(cfg, "meta")
     assert isinstance(model, VLA)
     load_weights(model, read_tensors(folder / "model.safetensors", device), folder / "model.safetensors")

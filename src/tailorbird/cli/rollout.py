@@ -1,6 +1,6 @@
 """tailorbird rollout"""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +30,17 @@ class Rollout:
     settings: Annotated[RolloutConfig, tyro.conf.arg(name="")] = field(default_factory=RolloutConfig)
 
     def __call__(self) -> None:
-        from tailorbird.evals.results import save_result, table
+        from tailorbird.checkpoint.policy import fingerprint
+        from tailorbird.evals.results import load_conditions, save_result, table
         from tailorbird.evals.rollout import Run, rollouts
         from tailorbird.progress import console
+        from tailorbird.storage import claim
 
         run = Run(policy=self.policy, cfg=self.settings, condition=self.condition)
-        ((_, episodes),) = rollouts({self.condition: run}, self.workers)
-        conditions = save_result(self.out, self.condition, episodes, self.settings, command())
-        console.print(table(conditions))
+        claim(
+            self.out / "settings.json", {"policy": fingerprint(self.policy), "rollout": asdict(self.settings)}
+        )
+        for name, episodes in rollouts({self.condition: run}, self.workers):
+            save_result(self.out, name, episodes, self.settings, command())
+        console.print(table(load_conditions(self.out)))
         console.print(f"results: {self.out}; `tailorbird report {self.out}` makes a page of them")

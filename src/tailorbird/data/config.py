@@ -34,6 +34,8 @@ class RecordConfig:
                 f"cannot record {self.demos}: name Meta-World tasks and at least one demonstration each; "
                 f"there are {', '.join(INSTRUCTIONS)}"
             )
+        if self.first_seed < 0 or self.after_s < 0 or not 0 <= self.crf <= 51:
+            raise ConfigError(f"first_seed and after_s cannot be negative, crf is in [0, 51]: {self}")
         if not 0 < self.max_s <= HORIZON / SIM_HZ or self.sim.size % 2:
             raise ConfigError(
                 f"{self.max_s=} must be in (0, {HORIZON / SIM_HZ}], and {self.sim.size=} even for video"

@@ -7,6 +7,8 @@ file, v2.1 has one of each an episode.
 import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +42,10 @@ class Episode:
     videos: dict[str, tuple[Path, float]]  # camera -> file, second at which the episode begins in it
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _read_table(path: Path, **part: Any) -> pa.Table:
+    """The table, or the columns and rows that `part` names for pyarrow."""
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path, **part)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: fetch or record the dataset again") from None
     except (pa.ArrowException, OSError) as error:
@@ -97,7 +100,25 @@ class LeRobotDataset:
                 f"{root} holds no finished LeRobot dataset: meta/info.json is missing. If recording was "
                 "interrupted, run the same record command again"
             )
-        self.info: dict[str, Any] = read_json(root / "meta/info.json")
+        try:
+            self._read_meta(read_json(root / "meta/info.json"))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{root}/meta is not as the format has it ({type(error).__name__}: {error}): "
+                "fetch or record the dataset again"
+            ) from error
+        self._table = self._load_rows()
+        self.state, self.action = self._vectors(STATE), self._vectors(ACTION)
+        self.task_index = self._table["task_index"].to_numpy()
+        self.timestamp = self._table["timestamp"].to_numpy()
+        self.episode_index = np.repeat(np.arange(len(self.episodes)), [e.length for e in self.episodes])
+        if self.task_index.min() < 0 or self.task_index.max() >= len(self.tasks):
+            raise DataError(f"{root}/data speaks of tasks that {root}/meta does not name: fetch it again")
+
+    def _read_meta(self, info: dict[str, Any]) -> None:
+        root, self.info = self.root, info
         self.version: str = self.info.get("codebase_version", "none")
         if self.version not in VERSIONS:
             raise DataError(f"{root} has format {self.version}; this reader knows {' and '.join(VERSIONS)}")
@@ -111,20 +132,23 @@ class LeRobotDataset:
         is_v3 = self.version == "v3.0"
         self.tasks = self._tasks_v3() if is_v3 else self._tasks_v2()
         self.episodes = self._episodes_v3() if is_v3 else self._episodes_v2()
-        self._table = self._load_rows()
-        self.state, self.action = self._vectors(STATE), self._vectors(ACTION)
-        self.task_index = self._table["task_index"].to_numpy()
-        self.timestamp = self._table["timestamp"].to_numpy()
-        self.episode_index = np.repeat(np.arange(len(self.episodes)), [e.length for e in self.episodes])
 
     def __len__(self) -> int:
         return len(self._table)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the metadata, statistics included: other data, another digest."""
-        files = _visible(self.root / "meta", "*.json*")
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        """A digest of the metadata, and of the names and sizes of the other files."""
+        digest = hashlib.sha256()
+        for file in [f for f in _visible(self.root / "meta", "**/*") if f.is_file()]:
+            digest.update(file.read_bytes())
+        data = {episode.data for episode in self.episodes}
+        videos = {path for episode in self.episodes for path, _ in episode.videos.values()}
+        for file in sorted(data | videos):
+            digest.update(
+                f"{file.relative_to(self.root)} {file.stat().st_size if file.exists() else -1}".encode()
+            )
+        return digest.hexdigest()
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
@@ -170,12 +194,14 @@ class LeRobotDataset:
             times = [start_s + float(self.timestamp[episode.start + step]) for step in steps]
             yield from decode(path, times)
             return
-        column = self._table[self._camera_keys[camera]]
+        key = self._camera_keys[camera]
+        rows = [("episode_index", "==", episode.index)]
+        column = _read_table(episode.data, columns=[key], filters=rows)[key]
         for step in steps:
-            data = column[episode.start + step].as_py()["bytes"]
+            data = column[step].as_py()["bytes"]
             try:
                 yield np.asarray(Image.open(io.BytesIO(data or b"")).convert("RGB"))
-            except OSError as error:
+            except (OSError, Image.DecompressionBombError) as error:
                 raise DataError(
                     f"{episode.data} has no readable picture of {camera} at frame {step} of episode "
                     f"{episode.index}: {error}. Fetch or record it again"
@@ -206,28 +232,37 @@ class LeRobotDataset:
                 f"{self.root}/meta/episodes lists {len(rows)} episodes, info.json "
                 f"{self.info['total_episodes']}: fetch the dataset again, or repeat the record command"
             )
-        pattern = self.info.get("video_path") or ""
+
+        def place(row: dict[str, Any], pattern: str, prefix: str, **names: str) -> Path:
+            where = {f"{name}_index": row[f"{prefix}/{name}_index"] for name in ("chunk", "file")}
+            return self._place(pattern, **where, **names)
+
         episodes = []
         for row in rows:
             videos = {}
             for camera in self._as_video:
                 key = self._camera_keys[camera]
-                where = {name: row[f"videos/{key}/{name}_index"] for name in ("chunk", "file")}
-                path = pattern.format(video_key=key, chunk_index=where["chunk"], file_index=where["file"])
-                videos[camera] = (self.root / path, row[f"videos/{key}/from_timestamp"])
+                path = place(row, "video_path", f"videos/{key}", video_key=key)
+                videos[camera] = (path, row[f"videos/{key}/from_timestamp"])
             start, end = row["dataset_from_index"], row["dataset_to_index"]
-            place = {name: row[f"data/{name}_index"] for name in ("chunk", "file")}
-            data = self.info["data_path"].format(chunk_index=place["chunk"], file_index=place["file"])
-            episodes.append(
-                Episode(
-                    index=row["episode_index"],
-                    start=start,
-                    length=end - start,
-                    data=self.root / data,
-                    videos=videos,
-                )
+            data = place(row, "data_path", "data")
+            episode = Episode(
+                index=row["episode_index"], start=start, length=end - start, data=data, videos=videos
             )
+            episodes.append(episode)
         return episodes
+
+    def _place(self, pattern: str, **names: int | str) -> Path:
+        """A file named by a pattern of info.json. It comes from strangers: the file must lie inside."""
+
+        def fill(hole: re.Match[str]) -> str:
+            return str(names[hole[1]]).zfill(int(hole[2] or 0))
+
+        text = re.sub(r"\{(\w+)(?::0(\d)d)?\}", fill, self.info[pattern])
+        path = Path(os.path.normpath(self.root / text))
+        if not path.is_relative_to(os.path.normpath(self.root)):
+            raise DataError(f"{self.root}/meta/info.json: {pattern} leads out of the dataset, to {path}")
+        return path
 
     def _episodes_v2(self) -> list[Episode]:
         episodes, start = [], 0
@@ -235,29 +270,35 @@ class LeRobotDataset:
             _read_lines(self.root / "meta/episodes.jsonl"), key=lambda row: row["episode_index"]
         ):
             index = row["episode_index"]
+            where = {"episode_chunk": index // self.info["chunks_size"], "episode_index": index}
             videos = {
-                camera: (self._path_v2("video_path", index, video_key=self._camera_keys[camera]), 0.0)
+                camera: (self._place("video_path", **where, video_key=self._camera_keys[camera]), 0.0)
                 for camera in self._as_video
             }
-            data = self._path_v2("data_path", index)
+            data = self._place("data_path", **where)
             episodes.append(Episode(index=index, start=start, length=row["length"], data=data, videos=videos))
             start += row["length"]
         return episodes
-
-    def _path_v2(self, pattern: str, index: int, **names: str) -> Path:
-        chunk = index // self.info["chunks_size"]
-        return self.root / self.info[pattern].format(episode_chunk=chunk, episode_index=index, **names)
 
     def _load_rows(self) -> pa.Table:
         files = list(dict.fromkeys(episode.data for episode in self.episodes))
         if not files:
             raise DataError(f"{self.root} holds no episode: fetch or record the dataset again")
-        table = pa.concat_tables([_read_table(file) for file in files], promote_options="permissive")
+        names = None  # all; but pictures among them stay on the disk
+        if len(self._as_video) < len(self.cameras):
+            names = [name for name in self.info["features"] if name not in self._camera_keys.values()]
+        parts = [_read_table(file, columns=names) for file in files]
+        table = pa.concat_tables(parts, promote_options="permissive")
         expected = sum(episode.length for episode in self.episodes)
         if len(table) != expected:
             raise DataError(
                 f"{self.root}/data has {len(table)} rows, its episodes need {expected}: "
                 "a file is cut or missing, fetch or record the dataset again"
+            )
+        order = np.repeat([e.index for e in self.episodes], [e.length for e in self.episodes])
+        if not np.array_equal(table["episode_index"].to_numpy(), order):
+            raise DataError(
+                f"{self.root}/data has its episodes in another order than {self.root}/meta: fetch it again"
             )
         return table
 

@@ -17,7 +17,7 @@ from tailorbird.sim.expert import ScriptedExpert
 from tailorbird.sim.metaworld import open_simulator
 from tailorbird.sim.pool import run_in_order
 from tailorbird.sim.tasks import INSTRUCTIONS
-from tailorbird.storage import read_json, write_json
+from tailorbird.storage import claim, locked
 
 STATE_NAMES = ("gripper_x", "gripper_y", "gripper_z", "gripper_opening")
 PATIENCE = 20  # attempts per success before giving up
@@ -76,13 +76,10 @@ def record(cfg: RecordConfig, out: Path, workers: int) -> dict[str, Any]:
     Returns:
         Episodes kept and seeds that failed, per task.
     Raises:
-        DataError: the folder was recorded with other settings, or the expert hardly ever succeeds.
+        ConfigError: the folder was recorded with other settings.
+        DataError: the expert hardly ever succeeds.
+        StorageError: the disk is full, or another process records there.
     """
-    settings = out / "meta/tailorbird.json"
-    if settings.exists() and read_json(settings) != {"record": asdict(cfg)}:
-        raise DataError(
-            f"{out} was recorded with other settings ({settings}): choose another folder, or delete it"
-        )
     size = (cfg.sim.size, cfg.sim.size)
     layout = Layout(
         fps=cfg.sim.control_hz,
@@ -91,8 +88,13 @@ def record(cfg: RecordConfig, out: Path, workers: int) -> dict[str, Any]:
         action_names=ACTION_NAMES,
         cameras={cfg.sim.camera: size},
     )
-    writer = DatasetWriter(out, layout)
-    write_json(settings, {"record": asdict(cfg)})
+    with locked(out):
+        writer = DatasetWriter(out, layout)
+        claim(out / "meta/tailorbird.json", {"record": asdict(cfg)})
+        return _record(cfg, writer, workers)
+
+
+def _record(cfg: RecordConfig, writer: DatasetWriter, workers: int) -> dict[str, Any]:
     kept = {task: [fact["seed"] for fact in writer.facts if fact["task"] == task] for task in cfg.demos}
 
     def attempts() -> Iterator[Attempt]:

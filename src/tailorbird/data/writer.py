@@ -107,6 +107,10 @@ class DatasetWriter:
                 )
             LeRobotDataset(root)  # refuses a damaged one
             done = pq.read_table(root / EPISODES).to_pylist()
+            if len(done) < info["total_episodes"]:
+                raise DataError(
+                    f"{root} has more metadata than {EPISODES}: this writer continues only its own sets"
+                )
             self._rows = done[: info["total_episodes"]]  # the rest was being added when the writer was killed
         self._staged: list[dict[str, Any]] = []
         for folder in sorted(self._staging.glob("episode-*")):

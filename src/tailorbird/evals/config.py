@@ -37,6 +37,8 @@ class RolloutConfig:
         unknown = [task for task in self.tasks if task not in INSTRUCTIONS]
         if unknown or not self.tasks:
             raise ConfigError(f"no tasks {unknown} in Meta-World; there are {', '.join(INSTRUCTIONS)}")
+        if self.first_seed < 0 or self.film_size < 16 or self.film_size % 2:
+            raise ConfigError(f"first_seed cannot be negative, film_size is even and at least 16: {self}")
         if not 0 < self.max_s <= HORIZON / SIM_HZ or self.seeds < 1 or self.delay_s < 0:
             raise ConfigError(
                 f"max_s in (0, {HORIZON / SIM_HZ}], seeds at least 1, delay_s at least 0: {self}"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.errors import ConfigError
 from tailorbird.evals.results import load_conditions, table
-from tailorbird.infer.policy import Policy
 from tailorbird.model.build import build_model
 from tailorbird.model.config import ModelConfig
 from tailorbird.model.sizes import SIZES
@@ -47,7 +47,7 @@ def describe(what: str) -> list[RenderableType]:
 def _facts(facts: Mapping[str, str]) -> Table:
     rows = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        rows.add_row(f"[bold]{name}[/]", value)
+        rows.add_row(Text(name, style="bold"), value)
     return rows
 
 
@@ -76,10 +76,10 @@ def _parts(cfg: ModelConfig) -> Table:
 
 
 def _policy(folder: Path) -> list[RenderableType]:
-    policy = Policy(*read_policy(folder))
-    cfg, pipeline = policy.model.cfg, policy.pipeline
+    model, pipeline = read_policy(folder)
+    cfg = model.cfg
     facts = {
-        "parameters": f"{sum(p.numel() for p in policy.model.parameters()):,}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "cameras": ", ".join(pipeline.cameras),
         "pictures": f"{pipeline.image.size} px, part {pipeline.image.crop}",
         "state, action": f"{cfg.state_dim}, {cfg.action_dim}",

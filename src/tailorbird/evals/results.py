@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
+from tailorbird.errors import DataError
 from tailorbird.evals.config import RolloutConfig
 from tailorbird.evals.metrics import percentiles, wilson
 from tailorbird.provenance import stamp, versions
-from tailorbird.storage import claim, new_file, read_json, write_json
+from tailorbird.storage import new_file, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,11 @@ class Episode:
     expert_actions: list[list[float]] | None = None
 
 
-def save_episodes(run: Path, name: str, episodes: Sequence[Episode]) -> None:
-    """Write rollouts/<name>.json, and videos/<task>.mp4 for the episodes that were filmed."""
+def save_episodes(run: Path, name: str, episodes: Sequence[Episode], command: str) -> None:
+    """Write rollouts/<name>.json, and videos/<task>.mp4 for the episodes that were filmed.
+
+    The file says where it comes from: command, commit, hardware, date.
+    """
     rows = []
     for episode in episodes:
         row = asdict(episode)
@@ -39,12 +43,21 @@ def save_episodes(run: Path, name: str, episodes: Sequence[Episode]) -> None:
             with new_file(run / f"videos/{episode.task}.mp4") as temporary:
                 temporary.write_bytes(film)
         rows.append(row)
-    write_json(run / f"rollouts/{name}.json", rows)
+    write_json(_file(run, name), {**stamp(command), "episodes": rows})
 
 
 def load_episodes(run: Path, name: str) -> list[Episode]:
     """Read what `save_episodes` wrote; the films stay in their files."""
-    return [Episode(**row) for row in read_json(run / f"rollouts/{name}.json")]
+    return [Episode(**row) for row in read_json(_file(run, name))["episodes"]]
+
+
+def load_stamp(run: Path, name: str) -> dict[str, str]:
+    """Where the episodes of a condition come from."""
+    return {key: value for key, value in read_json(_file(run, name)).items() if key != "episodes"}
+
+
+def _file(run: Path, name: str) -> Path:
+    return run / f"rollouts/{name}.json"
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -95,29 +108,24 @@ def success_table(conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
 
 def load_conditions(run: Path) -> dict[str, dict[str, Any]]:
-    """Summaries of all the conditions that a run has files for, `normal` first."""
-    names = sorted((path.stem for path in (run / "rollouts").glob("*.json")), key=list(LABELS).index)
+    """Summaries of all the conditions that a run has files for, `normal` first.
+
+    Raises:
+        DataError: there are none.
+    """
+    names = [name for name in LABELS if _file(run, name).exists()]
+    if not names:
+        raise DataError(f"{run} has no rollouts yet: run `tailorbird rollout` or `tailorbird demo` into it")
     return {name: summarise(load_episodes(run, name)) for name in names}
 
 
-def save_result(
-    run: Path, name: str, episodes: Sequence[Episode], cfg: RolloutConfig, command: str
-) -> dict[str, dict[str, Any]]:
-    """Add the episodes of a condition to a folder, and result.json once the normal ones are there.
-
-    Returns:
-        The summaries of all conditions that the folder holds.
-    Raises:
-        ConfigError: the folder holds runs with other settings.
-    """
-    settings = {"rollout": asdict(cfg)}
-    claim(run / "settings.json", settings)
-    save_episodes(run, name, episodes)
+def save_result(run: Path, name: str, episodes: Sequence[Episode], cfg: RolloutConfig, command: str) -> None:
+    """Add the episodes of a condition to a folder, and result.json once the normal ones are there."""
+    save_episodes(run, name, episodes, command)
     conditions = load_conditions(run)
     if "normal" in conditions:
-        facts = {**success_table(conditions), **stamp(command), "versions": versions(), "settings": settings}
-        write_json(run / "result.json", facts)
-    return conditions
+        origin = {**load_stamp(run, "normal"), "versions": versions(), "settings": {"rollout": asdict(cfg)}}
+        write_json(run / "result.json", {**success_table(conditions), **origin})
 
 
 LABELS = {

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import av
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tailorbird.data.video import decode, encode
 from tailorbird.errors import TailorbirdError
@@ -41,10 +42,9 @@ def examine(out: Path) -> list[Finding]:
 def table(findings: list[Finding]) -> Table:
     """The findings for the terminal."""
     rows = Table("", "", "found", "what to do")
-    marks = {"ok": "[green]ok[/]", "absent": "[yellow]-[/]", "missing": "[red]missing[/]"}
+    marks = {"ok": Text("ok", "green"), "absent": Text("-", "yellow"), "missing": Text("missing", "red")}
     for finding in findings:
-        what, detail, remedy = map(escape, (finding.what, finding.detail, finding.remedy))
-        rows.add_row(what, marks[finding.state], detail, remedy)
+        rows.add_row(finding.what, marks[finding.state], finding.detail, finding.remedy)
     return rows
 
 
@@ -57,7 +57,9 @@ def _processor() -> Finding:
 def _gpu() -> Finding:
     if torch.cuda.is_available():
         free, total = (value / 2**30 for value in torch.cuda.mem_get_info())
-        return Finding("GPU", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GiB free")
+        return Finding(
+            "GPU", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GiB free; not used yet"
+        )
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
     return Finding("GPU", "absent", f"none; torch {torch.__version__} is {built}", "the demo needs none")
 
@@ -74,7 +76,16 @@ def _video(size: int = 64) -> Finding:
     except (TailorbirdError, OSError, ValueError) as error:
         return Finding("video", "missing", f"H.264: {error}", "pip install --force-reinstall av")
     worst = max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(film, back, strict=True))
-    return Finding("video", "ok", f"H.264 writes and reads back within {worst} of 255 grey levels")
+    return Finding("video", "ok", f"H.264 writes and reads back within {worst} of 255 grey levels{_av1()}")
+
+
+def _av1() -> str:
+    """Datasets on the hub are mostly AV1."""
+    try:
+        av.Codec("av1", "r")
+    except av.codec.codec.UnknownCodecError:
+        return "; AV1 cannot be read"
+    return "; AV1 can be read"
 
 
 def _opengl() -> Finding:
@@ -87,7 +98,7 @@ def _opengl() -> Finding:
         env.restart(0)
         shades = len(np.unique(env.photograph(64)))
         env.close()
-    except TailorbirdError as error:
+    except Exception as error:  # OpenGL's loaders raise whatever they like
         what, _, remedy = str(error).partition(". ")
         return Finding("simulator", "missing", what, remedy)
     return Finding("simulator", "ok", f"a picture through {choose_gl() or 'a window'}, {shades} shades")
@@ -113,7 +124,7 @@ def _extra(name: str) -> Finding:
     if lacking:
         state: State = "absent" if name == "log" else "missing"
         return Finding(
-            f"extra [{name}]", state, f"no {', '.join(lacking)}", f"pip install 'tailorbird[{name}]'"
+            f"extra [{name}]", state, f"no {', '.join(lacking)}", f"pip install '.[{name}]' in the checkout"
         )
     return Finding(f"extra [{name}]", "ok", ", ".join(EXTRAS[name]))
 

@@ -33,7 +33,7 @@ def tiny() -> RunConfig:
     Attributes:
         Expect: what `demo` says, after seven minutes on two CPU cores.
     """
-    return RunConfig(crop=(0.14, 0.306, 0.667, 0.667), train=TrainConfig(steps=5000))
+    return RunConfig(crop=(0.14, 0.306, 0.667, 0.667), train=TrainConfig(steps=4500))
 
 
 DEMOS = {
@@ -61,6 +61,8 @@ class DemoConfig:
     control_seeds: int = 10
 
     def __post_init__(self) -> None:
+        if strangers := set(self.rollout.tasks) - set(self.record.demos):
+            raise ConfigError(f"nothing is demonstrated for {sorted(strangers)}: add them to --record.demos")
         last = self.rollout.first_seed + max(self.rollout.seeds, self.control_seeds)
         if last > self.record.first_seed:
             raise ConfigError(

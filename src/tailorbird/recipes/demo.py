@@ -12,15 +12,15 @@ from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.data.record import record
 from tailorbird.errors import Interrupted
 from tailorbird.evals.report import write_report
-from tailorbird.evals.results import load_conditions, save_episodes, success_table, table
+from tailorbird.evals.results import load_conditions, load_stamp, save_episodes, success_table, table
 from tailorbird.evals.rollout import Run, drive_in_real_time, rollouts
 from tailorbird.evals.strip import draw_strip
 from tailorbird.infer.policy import load_policy
 from tailorbird.progress import console
-from tailorbird.provenance import stamp, versions
+from tailorbird.provenance import versions
 from tailorbird.recipes.config import DemoConfig
 from tailorbird.recipes.fit import build_pipeline, fit, new_model
-from tailorbird.storage import claim, new_folder, read_json, write_json
+from tailorbird.storage import claim, locked, new_folder, read_json, write_json
 
 
 def demo(cfg: DemoConfig, out: Path, workers: int, command: str) -> Path:
@@ -34,8 +34,17 @@ def demo(cfg: DemoConfig, out: Path, workers: int, command: str) -> Path:
         ConfigError: `out` holds a demo with other settings.
         Interrupted: training was stopped; the same call continues.
     """
-    settings = asdict(cfg)
-    claim(out / "settings.json", settings)
+    with locked(out):
+        claim(out / "settings.json", asdict(cfg))
+        if not (out / "result.json").exists():
+            _make(cfg, out, workers, command)
+        report = write_report(out)
+    console.print(table(load_conditions(out)))
+    return report
+
+
+def _make(cfg: DemoConfig, out: Path, workers: int, command: str) -> None:
+    """Everything up to result.json."""
     with _timed(out, "record"):
         recorded = record(cfg.record, out / "dataset", workers)
     with _timed(out, "train"):
@@ -44,24 +53,20 @@ def demo(cfg: DemoConfig, out: Path, workers: int, command: str) -> Path:
         raise Interrupted(f"stopped at step {trained.step}, saved: the same command goes on from there")
     with _timed(out, "rollouts"):
         _keep_policies(cfg, out, trained.checkpoint)
-        _play(cfg, out, workers)
-    conditions = load_conditions(out)
+        _play(cfg, out, workers, command)
+    draw_strip(out, cfg.rollout.tasks, out / "strip.jpg")
     result = {
-        **success_table(conditions),
+        **success_table(load_conditions(out)),
         **read_json(out / "realtime.json"),
         "train_seconds": trained.seconds,
         "parameters": sum(p.numel() for p in load_policy(out / "policy").model.parameters()),
         "demonstrations": sum(recorded["episodes"].values()),
-        **stamp(command),
+        **load_stamp(out, "normal"),
         "minutes": {stage: seconds / 60 for stage, seconds in read_json(out / "seconds.json").items()},
         "versions": versions(),
-        "settings": settings,
+        "settings": asdict(cfg),
     }
     write_json(out / "result.json", result)
-    draw_strip(out, cfg.rollout.tasks, out / "strip.jpg")
-    report = write_report(out)
-    console.print(table(conditions))
-    return report
 
 
 @contextmanager
@@ -87,7 +92,7 @@ def _keep_policies(cfg: DemoConfig, out: Path, checkpoint: Path) -> None:
         write_policy(folder, model.state_dict(), model.cfg, build_pipeline(cfg.fit, data))
 
 
-def _play(cfg: DemoConfig, out: Path, workers: int) -> None:
+def _play(cfg: DemoConfig, out: Path, workers: int, command: str) -> None:
     """The runs that count, those that should fail, and one by the wall clock. What is there already stays."""
     control = replace(cfg.rollout, seeds=cfg.control_seeds, film=False)
     policy, untrained = out / "policy", out / "untrained"
@@ -99,7 +104,7 @@ def _play(cfg: DemoConfig, out: Path, workers: int) -> None:
     }
     todo = {name: run for name, run in runs.items() if not (out / f"rollouts/{name}.json").exists()}
     for name, episodes in rollouts(todo, workers):
-        save_episodes(out, name, episodes)
+        save_episodes(out, name, episodes, command)
     if not (out / "realtime.json").exists():
         trace = drive_in_real_time(policy, cfg.rollout)
         rate = len(trace.actions) / trace.seconds

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tailorbird.checkpoint.policy import disagreements
 from tailorbird.data.config import LoadConfig
 from tailorbird.data.frames import load_frames
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.data.loader import Loader, split_episodes
+from tailorbird.errors import ConfigError
 from tailorbird.model.build import build_model
+from tailorbird.model.config import VLAConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -19,7 +22,7 @@ from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.provenance import cores
 from tailorbird.recipes.config import RunConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
-from tailorbird.storage import claim
+from tailorbird.storage import claim, locked
 from tailorbird.train.loop import Trained, train
 from tailorbird.train.step import measure
 
@@ -28,9 +31,11 @@ HELD_OUT_FRAMES = 256  # measured at each evaluation
 
 def build_pipeline(cfg: RunConfig, data: LeRobotDataset) -> Pipeline:
     """The chain for this data: its cameras, statistics and rate, and a tokenizer trained on its words."""
+    if not data.cameras:
+        raise ConfigError(f"{data.root} has no camera: there is nothing to see")
     vocab = cfg.model.vlm.decoder.vocab
     words = train_tokenizer([*INSTRUCTIONS.values(), *data.tasks], vocab)
-    return Pipeline(
+    pipeline = Pipeline(
         cameras=data.cameras,
         image=ImageSpec(size=cfg.model.vlm.vision.image_size, crop=cfg.crop),
         state=Normalizer.from_stats(data.stats, STATE, str(data.root)),
@@ -38,12 +43,20 @@ def build_pipeline(cfg: RunConfig, data: LeRobotDataset) -> Pipeline:
         tokenizer=InstructionTokenizer(words, cfg.max_tokens),
         hz=data.fps,
     )
+    pipeline.tokenizer(data.tasks)  # refuses here, not in the middle of training, an instruction too long
+    if wrong := disagreements(_sized(cfg, data), pipeline):
+        raise ConfigError(f"the model and {data.root} do not fit ({'; '.join(wrong)}): change --model")
+    return pipeline
+
+
+def _sized(cfg: RunConfig, data: LeRobotDataset) -> VLAConfig:
+    """The model's configuration with the state and action sizes of the data."""
+    return replace(cfg.model, state_dim=data.state.shape[1], action_dim=data.action.shape[1])
 
 
 def new_model(cfg: RunConfig, data: LeRobotDataset) -> VLA:
     """An untrained model for this data's state and action sizes. The same seed gives the same weights."""
-    sized = replace(cfg.model, state_dim=data.state.shape[1], action_dim=data.action.shape[1])
-    model = build_model(sized)
+    model = build_model(_sized(cfg, data))
     assert isinstance(model, VLA)
     initialise(model, cfg.train.seed)
     return model
@@ -56,7 +69,11 @@ def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
         DataError: the dataset cannot be used.
         ConfigError: `out` holds a run with other settings or data.
     """
-    data = LeRobotDataset(find_dataset(data_path))
+    with locked(out):
+        return _fit(cfg, LeRobotDataset(find_dataset(data_path)), out)
+
+
+def _fit(cfg: RunConfig, data: LeRobotDataset, out: Path) -> Trained:
     claim(out / "data.json", {"fingerprint": data.fingerprint, "augment": asdict(cfg.augment)})
     pipeline = build_pipeline(cfg, data)
     frames = load_frames(data, pipeline.image, pipeline.cameras, out / "frames", cores())

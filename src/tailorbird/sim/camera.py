@@ -22,14 +22,13 @@ def choose_gl() -> str:
 
     Software rendering is kept to one thread a process: simulators run side by side in processes.
     """
-    if "MUJOCO_GL" not in os.environ:
+    if "MUJOCO_GL" not in os.environ and sys.platform == "linux":
         found = [
             name for name, lib in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(lib)
         ]
-        if not found and sys.platform == "linux":
+        if not found:
             raise SimulatorError(f"no off-screen OpenGL library found. {GL_REMEDY}")
-        if found:
-            os.environ["MUJOCO_GL"] = found[0]
+        os.environ["MUJOCO_GL"] = found[0]
     backend = os.environ.get("MUJOCO_GL", "")
     if backend in ("egl", "osmesa"):
         os.environ["PYOPENGL_PLATFORM"] = backend

@@ -6,15 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.errors import ConfigError, SimulatorError
-from tailorbird.sim.camera import Camera, choose_gl
+from tailorbird.sim.camera import GL_REMEDY, Camera, choose_gl
 from tailorbird.sim.config import HORIZON, SIM_HZ, SimConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
 from tailorbird.wire import Observation
 
+INSTALL = "Install the simulator: pip install '.[sim]' in Tailorbird's checkout"
+
 try:
     import gymnasium
 except ImportError as error:
-    raise SimulatorError(f"{error}. Install the simulator: pip install 'tailorbird[sim]'") from error
+    raise SimulatorError(f"{error}. {INSTALL}") from error
 
 CORNER2 = (0.75, 0.075, 0.7)  # where published evaluations hang the camera corner2
 
@@ -42,8 +44,10 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         choose_gl()
         try:
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as ENVIRONMENTS
-        except ImportError as error:
-            raise SimulatorError(f"{error}. Install the simulator: pip install 'tailorbird[sim]'") from error
+        except ModuleNotFoundError as error:
+            raise SimulatorError(f"{error}. {INSTALL}") from error
+        except Exception as error:  # MuJoCo loads OpenGL here, and its loaders raise whatever they like
+            raise SimulatorError(f"MuJoCo cannot start: {error}. {GL_REMEDY}") from error
         self.task, self.instruction = task, INSTRUCTIONS[task]
         self.cfg = cfg or SimConfig()
         self.metadata = {**self.metadata, "render_fps": self.cfg.control_hz}

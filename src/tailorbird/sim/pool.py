@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from tailorbird.errors import SimulatorError
+from tailorbird.errors import ConfigError, SimulatorError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -40,6 +40,8 @@ def run_in_order(
     Raises:
         SimulatorError: a process was killed from outside, most often for want of memory.
     """
+    if workers < 1:
+        raise ConfigError(f"{workers=} must be at least 1")
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     waiting: deque[tuple[Job, Future[Result]]] = deque()

@@ -41,5 +41,7 @@ class TrainConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if min(self.seed, self.threads, self.warmup) < 0:
+            raise ConfigError(f"seed, threads and warmup cannot be negative: {self}")
         if not (self.lr > 0 and 0 <= self.ema < 1 and 0 < self.held_out < 1 and self.clip > 0):
             raise ConfigError(f"lr and clip must be positive, ema in [0, 1), held_out in (0, 1): {self}")

@@ -89,7 +89,7 @@ def train(
     if newest:
         load_state(newest, state, pipeline, cfg)
         console.print(f"continuing {run} at step {state.step}")
-    start, earlier_s, waiting_s = state.step, state.seconds, 0.0
+    start, earlier_s, waiting_s, held_out = state.step, state.seconds, 0.0, ""
     began = waited = time.perf_counter()
     with Metrics(run, start) as metrics, track("train", cfg.steps, start) as bar, _stop_request() as stop:
         for step, batch in enumerate(loader.stream(start, cfg.steps), start):
@@ -109,9 +109,12 @@ def train(
                 speed, share = (done - start) * cfg.batch / spent, waiting_s / spent
                 lr = lr_at(step, cfg)
                 metrics.add(done, loss=mean_loss, lr=lr, norm=norm, samples_s=speed, wait=share)
-                bar.advance(0, f"loss {mean_loss:.3f}, {speed:.0f} samples/s, waiting for data {share:.0%}")
+                speeds = f"{speed:.0f} samples/s, waiting for data {share:.0%}"
+                bar.advance(0, f"loss {mean_loss:.3f}{held_out}, {speeds}")
             if done % cfg.eval_every == 0 or finished:
-                metrics.add(done, **evaluate(mean))
+                found = evaluate(mean)
+                metrics.add(done, **found)
+                held_out = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
             stopping = stop.is_set()  # asked once: what ends the loop must also save
             if done % cfg.save_every == 0 or finished or stopping:
                 newest = save_state(run, state, pipeline, cfg)

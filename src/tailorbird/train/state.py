@@ -19,7 +19,12 @@ from tailorbird.storage import new_folder, read_json
 from tailorbird.train.config import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # in the memory layout of their parameter: the fused step relies on it
-FREE = {"train.log_every", "train.save_every", "train.keep"}  # may differ between a run and its continuation
+FREE = {
+    "train.log_every",
+    "train.save_every",
+    "train.eval_every",
+    "train.keep",
+}  # may differ between a run and its continuation
 
 
 def checkpoint_at(run: Path, step: int) -> Path:
