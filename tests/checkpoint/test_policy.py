@@ -217,7 +217,7 @@ def test_a_policys_fingerprint_is_that_of_its_files(folder: Path) -> None:
     edit(folder, lambda config: config["pipeline"].update(hz=99.0))
     assert fingerprint(folder) != before
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no policy: tokenizer.json is missing"):
+    with pytest.raises(CheckpointError, match=r"holds no policy: tokenizer.json is missing"):
         fingerprint(folder)
 
 
