@@ -51,7 +51,7 @@ def plot_success(runs: Mapping[str, Mapping[str, Any]]) -> str:
             ax.errorbar(
                 places, rates, [below, above], fmt="none", ecolor="#00000066", elinewidth=1, capsize=2
             )
-        ax.set_xticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks])
+        ax.set_xticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks], fontsize=8.5)
         ax.set_ylabel("solved, %")
         ax.set_ylim(0, 104)
         ax.grid(visible=False, axis="x")
