@@ -31,6 +31,7 @@ demo: .venv/demo  ## teach a policy five tasks and watch it act: runs/demo/repor
 
 test: .venv/test  ## run all tests, measure coverage
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= --durations=5
+	@rm -f .coverage.*  # half-written by the processes that tests kill
 	@for part in model data control; do \
 		$(BIN)/coverage report --include="*/tailorbird/$$part/*" --format=total --fail-under=90 \
 			| sed "s/^/coverage of $$part, %: /"; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
