@@ -140,7 +140,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:  # the library keeps the number in the text only
-        refusal = re.search(r"os error (\d+)", str(error))
+        refusal = re.search(r"(?:os error|code:) (\d+)", str(error))
         if refusal is None:
             raise
         number = int(refusal[1])
