@@ -36,7 +36,7 @@ def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None
         outputs[words[0]] = done.stdout
     assert "door-open-v3: 2 episodes" in outputs["record"]
     assert "policy: runs/doors/checkpoints/step-000005" in outputs["train"]
-    assert "of 2" in outputs["rollout"]
+    assert "% of 2" in outputs["rollout"]
     assert (tmp_path / "runs/doors/eval/report.html").exists()
     assert "close the door" in outputs["info"]
     assert "H.264" in outputs["doctor"]

@@ -60,7 +60,7 @@ def test_conditions_gather_in_one_folder_the_normal_one_first(tmp_path: Path) ->
     screen.print(table(conditions))
     screen.file.close()
     text = (tmp_path / "screen").read_text()
-    assert "75 of 4" in text
+    assert "75 % of 4" in text
     assert "door-close" in text
 
 

@@ -145,6 +145,6 @@ def table(conditions: Mapping[str, Mapping[str, Any]]) -> Table:
         rates = [run["by_task"][task]["success"] for run in conditions.values()]
         rows.add_row(task.removesuffix("-v3"), *(f"{100 * rate:.0f}" for rate in rates), end_section=False)
     rows.add_section()
-    total = [f"{100 * run['success']:.0f} of {run['episodes']}" for run in conditions.values()]
+    total = [f"{100 * run['success']:.0f} % of {run['episodes']}" for run in conditions.values()]
     rows.add_row("all", *total, style="bold")
     return rows
