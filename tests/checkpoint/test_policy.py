@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from tailorbird.checkpoint.policy import (
     write_tensors,
 )
 from tailorbird.errors import CheckpointError
-from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLAConfig, VLMConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -32,37 +31,12 @@ from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.types import Inputs
-
-CONFIG = VLAConfig(
-    vlm=VLMConfig(
-        vision=VisionConfig(
-            image_size=16, patch_size=4, width=10, num_layers=1, num_heads=2, mlp_dim=14, stem=(6,)
-        ),
-        decoder=DecoderConfig(
-            width=22, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=26, vocab=300, tied=True
-        ),
-        shuffle=2,
-        image_token_id=1,
-    ),
-    expert=ExpertConfig(width=18, mlp_dim=30, num_layers=2),
-    state_dim=5,
-    action_dim=3,
-    chunk=7,
-    num_steps=4,
-)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tiny import TINY_VLA
 
 
 @pytest.fixture
 def model() -> VLA:
-    built = VLA(CONFIG)
+    built = VLA(TINY_VLA)
     initialise(built, 0)
     return built
 
@@ -90,7 +64,7 @@ def test_a_policy_comes_back_bit_for_bit_and_acts_the_same(
 ) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(POLICY_FILES)
     loaded, chain = read_policy(folder)
-    assert loaded.cfg == CONFIG
+    assert loaded.cfg == TINY_VLA
     weights = loaded.state_dict()
     assert weights.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():

@@ -1,6 +1,5 @@
 """A policy acts: alone or for several robots, the same for the same seed."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import tailorbird
 from tailorbird.checkpoint.policy import write_policy
 from tailorbird.errors import CheckpointError, DataError
 from tailorbird.infer.policy import Policy, load_policy
-from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLAConfig, VLMConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -20,36 +18,14 @@ from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.wire import Observation
+from tiny import TINY_VLA
 
-CONFIG = VLAConfig(
-    vlm=VLMConfig(
-        vision=VisionConfig(image_size=16, patch_size=4, width=10, num_layers=1, num_heads=2, mlp_dim=14),
-        decoder=DecoderConfig(
-            width=22, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=26, vocab=300, tied=True
-        ),
-        shuffle=2,
-        image_token_id=1,
-    ),
-    expert=ExpertConfig(width=18, mlp_dim=30, num_layers=2),
-    state_dim=5,
-    action_dim=3,
-    chunk=7,
-    num_steps=4,
-)
 TASKS = ("open the drawer", "push", "close the window slowly")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def policy() -> Policy:
-    model = VLA(CONFIG)
+    model = VLA(TINY_VLA)
     initialise(model, 0)
     pipeline = Pipeline(
         cameras=("wrist", "front"),

@@ -1,6 +1,5 @@
 """Small models with all sizes distinct, so that a swapped axis cannot go unnoticed."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,15 +12,6 @@ from tailorbird.model.vla import VLA
 from tailorbird.types import Inputs
 
 LENGTHS = (6, 4, 2)  # words of the three instructions
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tailorbird.data.config import Augment, LoadConfig
 from tailorbird.data.frames import load_frames
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset
@@ -21,7 +22,6 @@ from tailorbird.data.stats import describe_frames
 from tailorbird.data.video import encode
 from tailorbird.data.writer import DatasetWriter, Demonstration, Layout
 from tailorbird.errors import StorageError
-from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLAConfig, VLMConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -32,25 +32,10 @@ from tailorbird.train.config import TrainConfig
 from tailorbird.train.loop import Trained, train
 from tailorbird.train.step import measure
 from tailorbird.types import Batch
+from tiny import TINY_VLA
 
 CAMERA, HZ, LENGTHS = "front", 10, (12, 14, 17, 20)
-MODEL = VLAConfig(
-    vlm=VLMConfig(
-        vision=VisionConfig(
-            image_size=16, patch_size=4, width=10, num_layers=1, num_heads=2, mlp_dim=14, stem=(6,)
-        ),
-        decoder=DecoderConfig(
-            width=22, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=26, vocab=300, tied=True
-        ),
-        shuffle=2,
-        image_token_id=1,
-    ),
-    expert=ExpertConfig(width=18, mlp_dim=30, num_layers=2),
-    state_dim=3,
-    action_dim=2,
-    chunk=4,
-    num_steps=3,
-)
+MODEL = replace(TINY_VLA, state_dim=3, action_dim=2, chunk=4, num_steps=3)
 CONFIG = TrainConfig(  # no two of the periods coincide at a step that is saved
     steps=12,
     batch=6,
