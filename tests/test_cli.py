@@ -39,6 +39,7 @@ def test_a_refusal_is_one_line_and_says_what_to_do(words: list[str], message: st
     assert done.returncode in (1, 2)
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_misspelt_option_is_explained() -> None:

@@ -145,6 +145,14 @@ def test_results_of_another_policy_do_not_mix_and_nothing_is_played_first(run: P
     assert (tmp_path / "rollouts/normal.json").read_bytes() == played
 
 
+def test_a_refused_rollout_leaves_the_folder_free_for_the_corrected_one(run: Path, tmp_path: Path) -> None:
+    cfg = replace(MINI.rollout, sim=replace(WORLD, control_hz=40))
+    out = tmp_path / "results"
+    with pytest.raises(ConfigError, match=r"set --sim.control-hz 20"):
+        Rollout(policy=run / "policy", out=out, workers=1, settings=cfg)()
+    assert not out.exists()
+
+
 def test_two_processes_do_not_work_in_one_folder(run: Path) -> None:
     with locked(run), pytest.raises(StorageError, match=f"another process is at work in {run}: wait"):
         demo(MINI, run, workers=2, command="make demo")

@@ -32,10 +32,12 @@ class Rollout:
     def __call__(self) -> None:
         from tailorbird.checkpoint.policy import fingerprint
         from tailorbird.evals.results import load_conditions, save_result, table
-        from tailorbird.evals.rollout import Run, rollouts
+        from tailorbird.evals.rollout import Run, check, rollouts
+        from tailorbird.infer.policy import load_policy
         from tailorbird.progress import console
         from tailorbird.storage import claim
 
+        check(load_policy(self.policy), self.settings)  # a refused command must not claim the folder
         run = Run(policy=self.policy, cfg=self.settings, condition=self.condition)
         claim(
             self.out / "settings.json", {"policy": fingerprint(self.policy), "rollout": asdict(self.settings)}

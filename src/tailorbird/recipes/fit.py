@@ -69,8 +69,9 @@ def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
         DataError: the dataset cannot be used.
         ConfigError: `out` holds a run with other settings or data.
     """
+    data = LeRobotDataset(find_dataset(data_path))
     with locked(out):
-        return _fit(cfg, LeRobotDataset(find_dataset(data_path)), out)
+        return _fit(cfg, data, out)
 
 
 def _fit(cfg: RunConfig, data: LeRobotDataset, out: Path) -> Trained:
