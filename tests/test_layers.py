@@ -26,7 +26,7 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "types": {"torch"},
     "control": set(),
     "model": {"torch"},
-    "processing": {"torch", "tokenizers"},
+    "processing": {"torch", "tokenizers", "PIL", "av", "jinja2"},
     "sim": {"gymnasium"},
     "checkpoint": {"torch", "safetensors"},
     "data": {"torch", "pyarrow", "av", "PIL"},

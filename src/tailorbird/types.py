@@ -1,7 +1,8 @@
 """What crosses the borders between processing, data, model and training. Shapes are part of the type."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,23 @@ class Inputs:
     ids: Tensor  # (B, T) token ids of the instruction
     ids_valid: Tensor  # (B, T) bool, False at padding
     state: Tensor  # (B, state_dim), normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """A batch of conversations as a VLM reads them."""
+
+    ids: Tensor  # (B, T) token ids
+    valid: Tensor  # (B, T) bool, False at padding
+    learned: Tensor  # (B, T) bool, True at the words of the assistant and at the end of its turns
+    pixels: Tensor | None  # (N, 3, tile, tile) in [-1, 1]: all tiles of row 0, then of row 1, ...
+    tiles: tuple[int, ...]  # tiles of each row; they sum to N
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Prompts":
+        """Move the tensors; `dtype` is that of the pixels."""
+        pixels = None if self.pixels is None else self.pixels.to(device, dtype)
+        ids, valid, learned = (part.to(device) for part in (self.ids, self.valid, self.learned))
+        return replace(self, ids=ids, valid=valid, learned=learned, pixels=pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,4 +139,4 @@ class VLAConfig:
             )
 
 
-ModelConfig = VLMConfig | VLAConfig
+ModelConfig = DecoderConfig | VLMConfig | VLAConfig
