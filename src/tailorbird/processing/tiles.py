@@ -1,10 +1,19 @@
 """From a picture of any size to the square tiles that SmolVLM reads: one spec, two interpreters."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tailorbird.errors import ConfigError
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
+from tailorbird.errors import ConfigError, DataError
+from tailorbird.processing.resample import lanczos
+
+# uint8 to [-1, 1] in the reference's steps and precisions: 1/255 in double, mean and deviation 0.5 in single.
+LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 LARGEST_PX = 4096  # the reference shrinks what would be longer after the first resize
 
 
@@ -53,12 +62,70 @@ class TileSpec:
         if not self.split:
             return Plan(resized=resized, grid=(self.tile, self.tile), rows=0, cols=0)
         grid = self._whole_tiles(*resized)
-        rows, cols = grid[0] // self.tile, grid[1] // self.tile
-        return (
-            Plan(resized=resized, grid=grid, rows=rows, cols=cols)
-            if rows * cols > 1
-            else Plan(resized=resized, grid=grid, rows=0, cols=0)
-        )
+        cuts = grid[0] // self.tile, grid[1] // self.tile
+        rows, cols = cuts if cuts != (1, 1) else (0, 0)
+        return Plan(resized=resized, grid=grid, rows=rows, cols=cols)
+
+    def exact(self, picture: Tensor) -> Tensor:
+        """The reference's own pixels, by Pillow.
+
+        Args:
+            picture: (H, W, 3) uint8.
+        Returns:
+            (num_tiles, 3, tile, tile) in [-1, 1]: the cuts row by row, then the whole picture.
+        Source: SmolVLMImageProcessorPil, transformers 5.23; equal bytes in tests/parity/test_pixels.py.
+        """
+        plan = self.plan(*picture.shape[:2])
+        image = Image.fromarray(picture.cpu().numpy())
+        for height, width in (plan.resized, plan.grid):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        parts = [np.asarray(image)]
+        if plan.rows:
+            cuts = parts[0].reshape(plan.rows, self.tile, plan.cols, self.tile, 3).swapaxes(1, 2)
+            whole = image.resize((self.tile, self.tile), Image.Resampling.LANCZOS)
+            parts = [*cuts.reshape(-1, self.tile, self.tile, 3), np.asarray(whole)]
+        tiles = np.stack(parts).transpose(0, 3, 1, 2)  # (num_tiles, 3, tile, tile)
+        return torch.from_numpy(LEVELS[tiles])
+
+    def fast(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Nearly the same pixels by tensor operations, on the device where the frames are.
+
+        Args:
+            frames: (B, H, W, 3) or (B, 3, H, W) uint8, all of one size.
+        Returns:
+            (B, num_tiles, 3, tile, tile) in [-1, 1].
+        Tier: tolerance, at most 2 of 255 levels from `exact` (tests/processing/test_tiles.py).
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
+            raise DataError(
+                f"frames are (B, H, W, 3) or (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}"
+            )
+        frames = frames.movedim(-1, 1) if frames.shape[-1] == 3 else frames  # (B, 3, H, W)
+        plan = self.plan(*frames.shape[-2:])
+        shape = (len(frames), plan.num_tiles, 3, self.tile, self.tile)
+        tiles = torch.empty(shape, dtype=dtype, device=frames.device)
+        if frames.device.type != "cpu":
+            self._fill(tiles, frames, plan)
+            return tiles
+        with ThreadPoolExecutor(
+            min(torch.get_num_threads(), len(frames))
+        ) as pool:  # the kernel uses one core
+            list(
+                pool.map(lambda i: self._fill(tiles[i : i + 1], frames[i : i + 1], plan), range(len(frames)))
+            )
+        return tiles
+
+    def _fill(self, tiles: Tensor, frames: Tensor, plan: Plan) -> None:
+        """frames (B, 3, H, W) uint8 into tiles (B, num_tiles, 3, tile, tile)."""
+        grid = lanczos(lanczos(frames, plan.resized), plan.grid)  # (B, 3, height, width)
+        whole = lanczos(grid, (self.tile, self.tile)) if plan.rows else grid
+        if plan.rows:
+            cuts = grid.unflatten(3, (plan.cols, self.tile)).unflatten(2, (plan.rows, self.tile))
+            for row in range(plan.rows):
+                for col in range(plan.cols):  # one by one: a tile is scaled while it is in the cache
+                    tile = tiles[:, row * plan.cols + col]
+                    tile.copy_(cuts[:, :, row, :, col]).mul_(2 / 255).sub_(1)
+        tiles[:, -1].copy_(whole).mul_(2 / 255).sub_(1)
 
     def _whole_tiles(self, height: int, width: int) -> tuple[int, int]:
         """The longer side is rounded up first, the shorter one from what the aspect then makes of it."""
