@@ -1,6 +1,9 @@
 """Words to token ids."""
 
+import pickle
+
 import pytest
+import torch
 
 from tailorbird.errors import DataError
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
@@ -44,6 +47,12 @@ def test_padding_and_image_are_tokens_zero_and_one_and_no_text_becomes_them(
     ids, _ = tokenizer(["<pad><image>"])
     assert ids.min() > 1
     assert tokenizer.decode([0, 1]) == ""
+
+
+def test_a_worker_process_reads_special_tokens_as_letters_too(tokenizer: InstructionTokenizer) -> None:
+    copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 (our own)
+    assert torch.equal(copy(["see <image>"])[0], tokenizer(["see <image>"])[0])
+    assert copy(["see <image>"])[0].min() > 1
 
 
 def test_words_of_the_corpus_take_few_tokens(tokenizer: InstructionTokenizer) -> None:

@@ -1,0 +1,297 @@
+"""Conversations: checked, and laid out as the released chat templates do, without a template engine."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tailorbird.errors import DataError
+from tailorbird.processing.pieces import Piece
+
+Role = Literal["system", "user", "assistant"]
+Conversation = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}, as the field writes them
+
+ROLES = ("system", "user", "assistant")
+KEYS = {  # of the items that a message is made of
+    "text": {"type", "text"},
+    "image": {"type", "image", "path"},
+    "video": {"type", "video", "path", "fps"},
+}
+REMOTE = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+TEMPLATE_LIMIT = 100_000  # characters
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% elif line['type'] == 'video' %}{{ '<video>' }}"
+    "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+CHATML_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + CHATML_SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """source: whatever `open_picture` takes."""
+
+    source: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """source: the path of a file, or frames. fps: frames a second, if they are not in a file that says so."""
+
+    source: Any
+    fps: float | None = None
+
+
+Item = Text | Picture | Film
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    role: Role
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFormat:
+    """A chat template as data.
+
+    template: the released text of it, as chat_template.jinja holds it.
+    once: a token before everything. each: a token before every turn. end: the token after every turn.
+    names: how the roles are written. border, picture_border, reply_border: what follows the name; if the
+        first item is an image; if the model is to go on.
+    system: the first message if the conversation brings none of its own.
+    """
+
+    name: str
+    template: str
+    once: str | None = None
+    each: str | None = None
+    end: str
+    names: tuple[tuple[Role, str], ...]
+    border: str
+    picture_border: str
+    reply_border: str
+    system: str | None = None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Those which a tokenizer must have to speak this format."""
+        return tuple(name for name in (self.once, self.each, self.end) if name is not None)
+
+    def lay_out(self, messages: Sequence[Message], *, reply: bool) -> Iterator[Piece | Picture | Film]:
+        """The prompt in order; pictures and films stand where their tokens belong."""
+        if self.once is not None:
+            yield Piece(self.once, token=True)
+        if self.system is not None and messages[0].role != "system":
+            messages = [Message(role="system", items=(Text(self.system),)), *messages]
+        for message in messages:
+            starts_seeing = isinstance(message.items[0], Picture)
+            yield from self._head(message.role, self.picture_border if starts_seeing else self.border)
+            learned = message.role == "assistant"
+            for item in message.items:
+                yield Piece(item.text, learned=learned) if isinstance(item, Text) else item
+            yield Piece(self.end, token=True, learned=learned)
+            yield Piece("\n")
+        if reply:
+            yield from self._head("assistant", self.reply_border)
+
+    def _head(self, role: Role, border: str) -> Iterator[Piece]:
+        if self.each is not None:
+            yield Piece(self.each, token=True)
+        yield Piece(dict(self.names)[role] + border)
+
+    def render(self, messages: Sequence[Message], *, reply: bool) -> str:
+        """What the template prints: one `<image>` for a picture, one `<video>` for a film."""
+        marks = {Picture: "<image>", Film: "<video>"}
+        parts = self.lay_out(messages, reply=reply)
+        return "".join(part.text if isinstance(part, Piece) else marks[type(part)] for part in parts)
+
+
+SMOLVLM = ChatFormat(
+    name="smolvlm",
+    template=SMOLVLM_TEMPLATE,
+    once="<|im_start|>",
+    end="<end_of_utterance>",
+    names=(("system", "System"), ("user", "User"), ("assistant", "Assistant")),
+    border=": ",
+    picture_border=":",
+    reply_border=":",
+)
+CHATML = ChatFormat(
+    name="chatml",
+    template=CHATML_TEMPLATE,
+    each="<|im_start|>",
+    end="<|im_end|>",
+    names=(("system", "system"), ("user", "user"), ("assistant", "assistant")),
+    border="\n",
+    picture_border="\n",
+    reply_border="\n",
+    system=CHATML_SYSTEM,
+)
+FORMATS = (SMOLVLM, CHATML)
+
+
+def read_messages(conversation: Conversation) -> tuple[Message, ...]:
+    """Check a conversation.
+
+    Raises:
+        DataError: a role, type or key is unknown, or something is missing.
+    """
+    if isinstance(conversation, str | Mapping) or not isinstance(conversation, Iterable) or not conversation:
+        raise DataError(
+            f"a conversation is a list of at least one message, got {_short(conversation)}: write "
+            '[{"role": "user", "content": "..."}]'
+        )
+    return tuple(_message(message, f"message {i}") for i, message in enumerate(conversation))
+
+
+def _message(message: object, where: str) -> Message:
+    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+        raise DataError(f'{where} must have the keys "role" and "content", got {_short(message)}')
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise DataError(f"{where} is from {role!r}: it must be from one of {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return Message(role=role, items=(_text(content, where),))
+    if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
+        raise DataError(
+            f"{where} has the content {_short(content)}: it must be a text, or a list of at least one "
+            '{"type": "text", ...}, {"type": "image", ...} or {"type": "video", ...}'
+        )
+    return Message(
+        role=role, items=tuple(_item(item, f"{where}, item {i}") for i, item in enumerate(content))
+    )
+
+
+def _item(item: object, where: str) -> Item:
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if not isinstance(item, Mapping) or not isinstance(kind, str) or kind not in KEYS:
+        raise DataError(f'{where} must have a "type" of {", ".join(KEYS)}, got {_short(item)}')
+    if "url" in item:
+        raise DataError(f'{where} is a "url": download it first and give its "path"')
+    unknown = sorted(map(str, item.keys() - KEYS[kind]))
+    if unknown:
+        raise DataError(
+            f"{where} has the keys {unknown} that nothing reads: {kind} takes {sorted(KEYS[kind])}"
+        )
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise DataError(f'{where} has no "text", or one that is no string: got {_short(item)}')
+        return _text(item["text"], where)
+    given = [key for key in (kind, "path") if item.get(key) is not None]
+    if len(given) != 1:
+        raise DataError(
+            f'{where} must hold its {kind} under one of "{kind}" and "path", got {given or "none"}'
+        )
+    source = item[given[0]]
+    if isinstance(source, str) and REMOTE.match(source):
+        raise DataError(f"{where} is at {source[:80]!r}: download it first and give its path")
+    if kind == "image":
+        return Picture(source)
+    fps = item.get("fps")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e6):
+        raise DataError(f'{where} has "fps" {fps!r}: frames a second are a positive number')
+    return Film(source, None if fps is None else float(fps))
+
+
+def _text(text: str, where: str) -> Text:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half a character ({text[error.start]!r} at {error.start}): decode the text whole"
+        ) from None
+    return Text(text)
+
+
+def _short(thing: object) -> str:
+    """Never a whole picture in an error message."""
+    if isinstance(thing, Mapping):
+        return f"the keys {sorted(map(str, thing))}"
+    return repr(thing)[:80] if isinstance(thing, str | int | float | None) else f"a {type(thing).__name__}"
+
+
+def find_format(template: str, source: str) -> ChatFormat:
+    """The format that prints what a template prints, tried on conversations of words and images.
+
+    source: where the template is from, for the error.
+
+    Raises:
+        DataError: it prints something else, or is no template.
+    """
+    if len(template) > TEMPLATE_LIMIT:
+        raise DataError(
+            f"the chat template of {source} has {len(template)} characters, {TEMPLATE_LIMIT} are read: "
+            "replace it by that of a released SmolVLM or SmolLM2-Instruct"
+        )
+    for known in FORMATS:
+        if template == known.template:
+            return known
+    failures = []
+    for known in FORMATS:
+        try:
+            if _prints_the_same(template, known):
+                return known
+        except Exception as error:  # a template is code: it can raise anything
+            failures.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    reason = failures[0] if len(failures) == len(FORMATS) else "it prints another prompt"
+    raise DataError(
+        f"the chat template of {source} is none of {', '.join(known.name for known in FORMATS)} ({reason}): "
+        "replace it by that of a released SmolVLM or SmolLM2-Instruct if the model was trained with theirs"
+    )
+
+
+def _prints_the_same(template: str, known: ChatFormat) -> bool:
+    from jinja2 import ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
+    )
+    compiled = environment.from_string(template)
+    unknown = {name: f"<the {name}>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    for probe in _probes(seeing=known is SMOLVLM):
+        for reply in (False, True):
+            printed, expected = "", known.render(read_messages(probe), reply=reply)
+            for part in compiled.generate(messages=probe, add_generation_prompt=reply, **unknown):
+                printed += part
+                if len(printed) > len(expected):
+                    return False
+            if printed != expected:
+                return False
+    return True
+
+
+def _probes(*, seeing: bool) -> Iterator[list[dict[str, Any]]]:
+    """Conversations with what templates are known to treat in their own way: borders, roles, white space.
+
+    seeing: write content as items, with images; else as a string, as templates of language models want it.
+    """
+
+    def say(role: Role, *items: str) -> dict[str, Any]:
+        if not seeing:
+            return {"role": role, "content": "".join(items)}
+        image = {"type": "image", "image": b""}
+        content = [image if item == "<image>" else {"type": "text", "text": item} for item in items]
+        return {"role": role, "content": content}
+
+    yield [say("user", "what?")]
+    yield [say("system", " be brief\n"), say("user", "  why \n\n"), say("assistant", "\tso <it> is & 'was'")]
+    yield [say("user", "a"), say("assistant", "b"), say("system", "c"), say("user", "d", "e")]
+    if seeing:
+        yield [say("user", "<image>", "what?"), say("assistant", "that", "<image>")]
+        yield [say("system", "s"), say("user", "one ", "<image>", "<image>", " two"), say("user", "<image>")]

@@ -1,0 +1,159 @@
+"""Single frames of a video file, by their number, without decoding or holding all of it."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import torch
+from torch import Tensor
+
+from tailorbird.errors import DataError
+
+LARGEST_FRAME = 64_000_000  # px; 8K has 33 million
+LARGEST_CLIP = 1_000_000_000  # px of all frames kept: 3 GB
+
+
+class FilmFile:
+    """A video file that has been read once, without decoding: what it promises is there.
+
+    num_frames: as many as can be decoded. fps: on average.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._opened() as (file, stream):
+            if not stream.average_rate:
+                raise DataError(f"{path} does not say its frames per second: convert it to mp4")
+            self.fps, promised = float(stream.average_rate), stream.frames
+            packets = [(p.pts, p.is_keyframe) for p in self._packets(file, stream) if p.size]
+        if len(packets) < promised and _is_cut(path):
+            raise DataError(
+                f"{path} ends after {len(packets)} of its {promised} frames: it is cut. Fetch it again, or "
+                "convert it to keep what is there"
+            )
+        times = {pts for pts, _ in packets}
+        # Matroska and others do not count, and an edit list hides some of what an mp4 counts: then a packet
+        # need not be a frame, and the only sure number is that of the frames that come out.
+        self._seekable = len(packets) == promised == len(times) and None not in times
+        self._times = sorted(times) if self._seekable else []
+        self._keys = sorted(pts for pts, is_key in packets if is_key) if self._seekable else []
+        self.num_frames = promised if self._seekable else sum(1 for _ in self._in_order())
+        if not self.num_frames:
+            raise DataError(f"{path} holds a video of no frames: record or fetch it again")
+
+    def pick(self, wanted: Sequence[int]) -> list[Tensor]:
+        """Frames by number, ascending, each (H, W, 3) uint8."""
+        pictures: list[Tensor] = []
+        if self._seekable:
+            with suppress(
+                DataError
+            ):  # from the key frame of an open group, the next frames cannot be decoded
+                pictures = self._kept(self._leaping(wanted))
+        if len(pictures) < len(wanted):
+            pictures = self._kept(self._in_order(wanted))
+        if len(pictures) < len(wanted):
+            raise DataError(
+                f"{self._path} lacks frame {wanted[len(pictures)]}: it is damaged. Fetch it again"
+            )
+        return pictures
+
+    def _kept(self, frames: Iterator[Any]) -> list[Tensor]:
+        pictures: list[Tensor] = []
+        for frame in frames:
+            pictures.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+            if pictures[-1].shape != pictures[0].shape:
+                raise DataError(f"{self._path} changes its size on the way: convert it to one size")
+        return pictures
+
+    def _in_order(self, wanted: Sequence[int] | None = None) -> Iterator[Any]:
+        """Decode from the beginning, and yield all frames or those wanted."""
+        found = 0
+        with self._opened(len(wanted or ())) as (file, stream):
+            for i, frame in enumerate(self._decoded(file, stream)):
+                if wanted is None or i == wanted[found]:
+                    yield frame
+                    found += 1
+                if wanted is not None and found == len(wanted):
+                    return
+
+    def _leaping(self, wanted: Sequence[int]) -> Iterator[Any]:
+        """Yield the frames wanted; leap to a key frame whenever one lies in between."""
+        with self._opened(len(wanted)) as (file, stream):
+            here, frames = -1, self._decoded(file, stream)
+            for i in wanted:
+                time = self._times[i]
+                before = bisect_right(self._keys, time)
+                if before and (here < 0 or self._keys[before - 1] > self._times[here]):
+                    file.seek(self._keys[before - 1], stream=stream)
+                    frames = self._decoded(file, stream)
+                frame = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
+                if frame is None or frame.pts != time:
+                    return
+                here = i
+                yield frame
+
+    @contextmanager
+    def _opened(self, num_kept: int = 1) -> Iterator[tuple[Any, Any]]:
+        """The container and its first video stream, checked; damage in the block is named after the file."""
+        path = self._path
+        try:
+            with av.open(str(path)) as file:
+                if not file.streams.video:
+                    kinds = ", ".join(sorted({stream.type for stream in file.streams})) or "nothing"
+                    raise DataError(f"{path} has no video, only {kinds}: give another file")
+                stream = file.streams.video[0]
+                self._check_size(stream.codec_context.width, stream.codec_context.height, num_kept)
+                stream.thread_type = "NONE"  # threads swallow what is wrong with the last frames
+                stream.codec_context.options = {"err_detect": "explode"}  # the default is to make frames up
+                yield file, stream
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}): check the path of the video"
+            ) from None
+        except DataError:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise DataError(
+                f"{path} is not a readable video ({getattr(error, 'strerror', None) or error}): it is cut, "
+                "damaged or no video at all. Fetch or convert it again"
+            ) from None
+
+    def _packets(self, file: Any, stream: Any) -> Iterator[Any]:
+        for packet in file.demux(stream):
+            if packet.is_corrupt:
+                raise DataError(f"{self._path} is damaged or cut on the way: fetch or convert it again")
+            yield packet
+
+    def _decoded(self, file: Any, stream: Any) -> Iterator[Any]:
+        for packet in self._packets(file, stream):
+            for frame in packet.decode():
+                self._check_size(frame.width, frame.height)
+                yield frame
+
+    def _check_size(self, width: int, height: int, num_kept: int = 1) -> None:
+        if width * height > LARGEST_FRAME or width * height * num_kept > LARGEST_CLIP:
+            raise DataError(
+                f"{num_kept} frames of {self._path} are {width} x {height} px, more than the "
+                f"{LARGEST_FRAME:,} px a frame and {LARGEST_CLIP:,} in all that are decoded: scale it "
+                "down, or sample fewer frames"
+            )
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a box of an mp4 (or the one chunk of an AVI) promises more bytes than there are."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at + 16 <= size:
+            file.seek(at)
+            header = file.read(16)
+            length = int.from_bytes(header[:4])
+            if length == 1:  # the true one follows the name
+                length = int.from_bytes(header[8:])
+            if length < 8:  # 0: to the end of the file
+                return False
+            at += length
+    return at > size
