@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test check bench results oracle clean
+.PHONY: help install demo test full check bench bench-loss-gap results oracle clean
 
 help:  ## list these targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
 .venv/demo: pyproject.toml constraints.txt scripts/system
 	@scripts/system demo
@@ -41,8 +41,14 @@ check: .venv/test  ## lint, types, layers, sizes
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_house.py tests/test_layers.py
 
+full: .venv/test  ## parity and memory at the released size: minutes, and some GB of memory
+	@$(BIN)/python -m pytest -m full --durations=5
+
 bench: .venv/demo  ## measure, side by side, into results/
 	@$(BIN)/python bench/render.py
+
+bench-loss-gap: .venv/test  ## loss and preparation time against the reference; 20 minutes on two cores
+	@$(BIN)/python bench/loss_gap.py
 
 results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md
 	@$(BIN)/python bench/publish.py

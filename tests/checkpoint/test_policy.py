@@ -14,15 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tailorbird.checkpoint.policy import (
-    POLICY_FILES,
-    fingerprint,
-    load_weights,
-    read_policy,
-    read_tensors,
-    write_policy,
-    write_tensors,
-)
+from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.policy import POLICY_FILES, fingerprint, read_policy, write_policy
 from tailorbird.errors import CheckpointError
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
@@ -250,7 +243,7 @@ def test_a_file_larger_than_allowed_is_a_storage_error_with_the_remedy(tmp_path:
     code = """
 import resource, sys, torch
 from pathlib import Path
-from tailorbird.checkpoint.policy import write_tensors
+from tailorbird.checkpoint.files import write_tensors
 from tailorbird.errors import StorageError
 from tailorbird.storage import new_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))

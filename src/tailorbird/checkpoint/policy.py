@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
 from tailorbird.checkpoint.settings import from_json, to_json
 from tailorbird.errors import CheckpointError, TailorbirdError
 from tailorbird.model.build import build_model
@@ -124,50 +121,3 @@ def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
     assert isinstance(model, VLA)
     load_weights(model, read_tensors(folder / "model.safetensors", device), folder / "model.safetensors")
     return model, pipeline
-
-
-def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    try:
-        return load_file(path, device=device)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: save or fetch the checkpoint again") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): save or fetch the checkpoint again") from error
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file. Where the disk refuses, the error is the system's own, with its number."""
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    except SafetensorError as error:  # the library keeps the number in the text only
-        refusal = re.search(r"(?:os error|code:) (\d+)", str(error))
-        if refusal is None:
-            raise
-        number = int(refusal[1])
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Give a model, possibly on the meta device, exactly these weights.
-
-    Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape.
-    """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected.keys() != found.keys():
-        missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} tensors {missing[:3]} and has {len(unknown)} unknown ones "
-            f"{unknown[:3]}: it belongs to a model of another size or kind"
-        )
-    for name, shape in expected.items():
-        if shape != found[name]:
-            raise CheckpointError(
-                f"{source}: {name} has shape {found[name]}, the model needs {shape}: it belongs to a model "
-                "of another size. Use the config.json that was saved with it"
-            )
-    on_meta = any(value.is_meta for value in model.state_dict().values())
-    if on_meta:  # sums round by alignment, and a mapped file has none: act as the model that was saved
-        weights = {name: value.clone() if value.data_ptr() % 64 else value for name, value in weights.items()}
-    model.load_state_dict(dict(weights), assign=on_meta)

@@ -1,7 +1,7 @@
 """Rename tables: which tensors of a released checkpoint are which of ours, read in both directions."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,8 +63,25 @@ def each(layers: Iterable[int], rules: list[Rule]) -> list[Rule]:
     return [_renamed(rule, numbered(layer), numbered(layer)) for layer in layers for rule in rules]
 
 
-def convert(theirs: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """Their names to ours. Stacks are copies, all else stays the same tensor; meta tensors will do.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which keys of theirs become our tensors, settled from names and shapes, before any value is read."""
+
+    kept: dict[str, Rule]  # our name -> the rule that makes it
+    repeats: tuple[Rule, ...]  # drops that are there and have to equal another key
+
+    def shapes(self, theirs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """What our tensors will look like."""
+        return {
+            name: (sum(rule.rows), *theirs[rule.theirs[0]][1:])
+            if rule.rows
+            else tuple(theirs[rule.theirs[0]])
+            for name, rule in self.kept.items()
+        }
+
+
+def plan(theirs: Mapping[str, Sequence[int]], rules: Iterable[Rule]) -> Plan:
+    """Settle what becomes of a checkpoint whose tensors have these shapes.
 
     Raises:
         CheckpointError: a key is missing or unknown, two rules use it, or a tensor is not what its rule says.
@@ -72,22 +89,47 @@ def convert(theirs: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Te
     kept, dropped = _parted(rules)
     needed = [key for rule in kept.values() for key in rule.theirs]
     _require("the checkpoint", theirs.keys(), needed, dropped.keys())
-    for key, rule in dropped.items():
-        if key in theirs and rule.repeats is not None and not _equal(theirs[key], theirs[rule.repeats]):
-            raise CheckpointError(
-                f"{key} differs from {rule.repeats}, which it should repeat ({rule.why}): "
-                "the checkpoint belongs to a configuration that keeps both"
-            )
-    ours = {}
+    repeats = tuple(rule for key, rule in dropped.items() if key in theirs and rule.repeats is not None)
+    for rule in repeats:
+        if list(theirs[rule.theirs[0]]) != list(theirs[str(rule.repeats)]):
+            raise differing(rule)
     for name, rule in kept.items():
-        parts = [theirs[key] for key in rule.theirs]
-        if rule.rows and (found := tuple(part.shape[0] for part in parts)) != rule.rows:
+        shapes = [tuple(theirs[key]) for key in rule.theirs]
+        if rule.rows and (found := tuple(shape[0] if shape else 0 for shape in shapes)) != rule.rows:
             raise CheckpointError(
                 f"{rule.theirs} have {found} rows, {name} is made of {rule.rows}: "
                 "the checkpoint belongs to a model of another size"
             )
-        ours[name] = torch.cat(parts) if rule.rows else parts[0]
-    return ours
+        if len({shape[1:] for shape in shapes}) > 1:
+            raise CheckpointError(
+                f"{rule.theirs} have shapes {shapes}, which do not stack to {name}: "
+                "the checkpoint belongs to a model of another size"
+            )
+    return Plan(kept=kept, repeats=repeats)
+
+
+def differing(rule: Rule) -> CheckpointError:
+    """For a drop that does not equal the key that it should repeat."""
+    return CheckpointError(
+        f"{rule.theirs[0]} differs from {rule.repeats}, which it should repeat ({rule.why}): "
+        "the checkpoint belongs to a configuration that keeps both"
+    )
+
+
+def convert(theirs: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
+    """Their names to ours. Stacks are copies, all else stays the same tensor; meta tensors will do.
+
+    Raises:
+        CheckpointError: as `plan`, or a dropped tensor does not equal the one that it should repeat.
+    """
+    settled = plan({key: value.shape for key, value in theirs.items()}, rules)
+    for rule in settled.repeats:
+        if not _equal(theirs[rule.theirs[0]], theirs[str(rule.repeats)]):
+            raise differing(rule)
+    return {
+        name: torch.cat([theirs[key] for key in rule.theirs]) if rule.rows else theirs[rule.theirs[0]]
+        for name, rule in settled.kept.items()
+    }
 
 
 def revert(ours: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:

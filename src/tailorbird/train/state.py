@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.policy import load_weights, read_tensors, settings_of, write_policy, write_tensors
+from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.policy import settings_of, write_policy
 from tailorbird.checkpoint.settings import to_json
 from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.model.vla import VLA

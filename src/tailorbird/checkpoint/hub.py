@@ -1,0 +1,68 @@
+"""Models by name: a folder here, or one that the hub has."""
+
+from pathlib import Path
+
+from tailorbird.errors import CheckpointError
+
+READ = ("*.safetensors", "*.json", "*.jinja")  # tokenizer.json among them; never pickles, never ONNX
+BELOW = "*/*"  # variants of the model for other programs
+
+
+def find_model(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """A folder as it is; user/name that is no folder is fetched from the hub, and cached.
+
+    Without the hub, what was fetched before is used. `revision` is a branch, a tag or a commit.
+
+    Raises:
+        CheckpointError: there is no such folder, and no such model that the hub gives.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file: name the folder that it lies in")
+    if len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", ".."):
+        raise CheckpointError(
+            f"{path_or_id} is no folder here, and no hub id of the form user/name: check the spelling"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(path_or_id), revision=revision, allow_patterns=list(READ), ignore_patterns=[BELOW]
+            )
+        )
+    except Exception as error:  # the library, and what it stands on, raise whatever they like
+        wanted = f"{path_or_id} at revision {revision}" if revision else str(path_or_id)
+        raise CheckpointError(
+            f"{wanted} is no folder here, and the hub did not give it: {_remedy(error)}"
+        ) from error
+
+
+def _remedy(error: Exception) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match error:
+        case GatedRepoError():
+            return "its owner gives access on request. Ask on its page, then run `hf auth login`"
+        case RepositoryNotFoundError():
+            return "it knows no such model. Check the spelling; if it is private, run `hf auth login`"
+        case RevisionNotFoundError():
+            return "it has no such revision. Name a branch, a tag or a whole commit of it"
+        case HFValidationError():
+            return "no id looks like that. Check the spelling"
+        case LocalEntryNotFoundError():
+            return (
+                "it cannot be reached, and no earlier copy is complete. "
+                "Check the network and HF_HUB_OFFLINE, then try again"
+            )
+        case _:
+            reason = str(error).strip().splitlines() or ["no reason given"]
+            return f"{type(error).__name__}: {reason[0]}. Check the network, then try again"
