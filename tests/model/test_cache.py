@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tailorbird.model.cache import KV, DenseCache, FrozenCache
+from tailorbird.errors import ConfigError
+from tailorbird.model.cache import KV, DenseCache, FrozenCache, StaticCache
 from tailorbird.model.config import DecoderConfig
 from tailorbird.model.decoder import Decoder
 
@@ -29,6 +30,45 @@ def test_a_dense_cache_grows_by_what_it_is_given(decoder: Decoder) -> None:
         decoder(torch.randn(2, num, 22), cache=cache)
         assert cache.length == length
     assert [tuple(kv.k.shape) for kv in cache.layers] == [(2, 3, 8, 8)] * 4
+
+
+@pytest.mark.parametrize("max_length", [11, 17])
+@pytest.mark.parametrize("splits", [[4, 1, 3, 3], [1] * 11, [10, 1], [11]])
+def test_a_static_cache_gives_what_a_dense_one_gives_bit_for_bit(
+    decoder: Decoder, splits: list[int], max_length: int
+) -> None:
+    static, dense = StaticCache(max_length), DenseCache()
+    assert static.length == 0
+    for part in torch.randn(2, 11, 22).split(splits, dim=1):
+        assert torch.equal(decoder(part, cache=static), decoder(part, cache=dense))
+        assert static.length == dense.length
+    for ours, theirs in zip(static.layers, dense.layers, strict=True):
+        assert torch.equal(ours.k[:, :, :11], theirs.k)
+        assert torch.equal(ours.v[:, :, :11], theirs.v)
+
+
+def test_a_static_cache_keeps_its_memory_and_returns_only_what_is_filled() -> None:
+    cache = StaticCache(9)
+    first = cache.append(0, torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8))
+    more = cache.append(0, torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8))
+    assert first.k.shape == (2, 3, 4, 8)
+    assert more.v.shape == (2, 3, 9, 8)
+    assert first.k.data_ptr() == more.k.data_ptr()
+    assert torch.equal(more.k[:, :, :4], first.k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_static_cache_has_the_precision_of_what_it_is_given(dtype: torch.dtype) -> None:
+    seen = StaticCache(3).append(0, torch.ones(1, 1, 2, 4, dtype=dtype), torch.ones(1, 1, 2, 4, dtype=dtype))
+    assert seen.k.dtype == seen.v.dtype == dtype
+
+
+def test_a_static_cache_that_is_full_says_so_and_stays_as_it_was(decoder: Decoder) -> None:
+    cache = StaticCache(6)
+    decoder(torch.randn(2, 5, 22), cache=cache)
+    with pytest.raises(ConfigError, match=r"max_length=6 positions holds 5 and cannot take 2 more"):
+        decoder(torch.randn(2, 2, 22), cache=cache)
+    assert cache.length == 5
 
 
 def test_a_frozen_cache_returns_the_new_positions_last_and_keeps_none() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tailorbird.errors import DataError
 from tailorbird.model.config import VLMConfig
 from tailorbird.model.vlm import VLM
 
@@ -32,6 +33,28 @@ def test_images_take_the_places_of_their_tokens_in_order(vlm: VLM) -> None:
 def test_a_prompt_without_pictures_is_its_words(vlm: VLM) -> None:
     ids = torch.randint(2, 53, (2, 5))
     assert torch.equal(vlm.embed(ids, None), vlm.decoder.embed(ids))
+
+
+def test_images_can_be_placed_when_they_are_encoded_already(vlm: VLM) -> None:
+    pixels, ids = torch.rand(2, 3, 24, 24), torch.full((1, 9), 7)
+    ids[0, :8] = IMAGE
+    features = torch.cat([vlm.encode_images(tile) for tile in pixels.split(1)])
+    torch.testing.assert_close(vlm.place(ids, features), vlm.embed(ids, pixels), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("places", "images"), [(8, 1), (4, 2), (3, 1), (4, 0), (0, 1)])
+def test_as_many_places_as_image_tokens_or_an_error(vlm: VLM, places: int, images: int) -> None:
+    ids = torch.full((2, 11), 7)
+    ids[1, :places] = IMAGE
+    pixels = torch.rand(images, 3, 24, 24) if images else None
+    with pytest.raises(DataError, match=f"hold {places} <image> places, the images {4 * images} tokens"):
+        vlm.embed(ids, pixels)
+
+
+def test_a_prompt_is_placed_where_no_number_can_be_read(vlm_config: VLMConfig) -> None:
+    vlm = VLM(vlm_config).to("meta")
+    ids = torch.zeros(2, 11, dtype=torch.long, device="meta")
+    assert vlm(ids, torch.zeros(3, 3, 24, 24, device="meta")).shape == (2, 11, 53)
 
 
 def test_a_tied_head_is_the_embedding_table(vlm: VLM) -> None:

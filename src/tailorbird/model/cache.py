@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tailorbird.errors import ConfigError
+
 
 class KV(NamedTuple):
     """One layer's keys and values, both (B, K, S, D), keys already rotated."""
@@ -39,6 +41,40 @@ class DenseCache:
             old = self.layers[layer]
             self.layers[layer] = KV(torch.cat([old.k, k], dim=2), torch.cat([old.v, v], dim=2))
         return self.layers[layer]
+
+
+class StaticCache:
+    """Takes the memory for `max_length` positions at once and writes in place: no copy as it grows.
+
+    What it returns are views that the next append extends; bit for bit what a DenseCache returns.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.layers: list[KV] = []  # (B, K, max_length, D) each
+        self._filled: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return self._filled[0] if self._filled else 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> KV:
+        if layer == len(self.layers):
+            shape = (*k.shape[:2], self.max_length, k.shape[3])
+            self.layers.append(KV(k.new_empty(shape), v.new_empty(shape)))
+            self._filled.append(0)
+        start, num_new = self._filled[layer], k.shape[2]
+        end = start + num_new
+        if end > self.max_length:
+            raise ConfigError(
+                f"a cache of max_length={self.max_length} positions holds {start} and cannot take {num_new} "
+                "more: make it longer"
+            )
+        held = self.layers[layer]
+        held.k[:, :, start:end] = k
+        held.v[:, :, start:end] = v
+        self._filled[layer] = end
+        return KV(held.k[:, :, :end], held.v[:, :, :end])
 
 
 class FrozenCache:

@@ -1,8 +1,10 @@
 """SmolVLM: an image tower whose tokens take the places of `<image>` in the language model's input."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tailorbird.errors import DataError
 from tailorbird.model.cache import Cache
 from tailorbird.model.config import VLMConfig
 from tailorbird.model.connector import Connector
@@ -34,11 +36,33 @@ class VLM(nn.Module):
         Returns:
             (B, T, C).
         """
+        return self.place(ids, None if pixels is None else self.encode_images(pixels))
+
+    def place(self, ids: Tensor, features: Tensor | None) -> Tensor:
+        """Embed a prompt whose images are encoded already.
+
+        Args:
+            ids: (B, T).
+            features: (N, tokens_per_image, C) as `encode_images` gives them, or None for no image.
+        Returns:
+            (B, T, C).
+        Raises:
+            DataError: the prompt has more or fewer `<image>` places than the images have tokens. On a device,
+                where reading the number would wait for all that is under way, its own assertion fails.
+        """
+        places = ids == self.cfg.image_token_id  # (B, T)
+        num_places, num_tokens = places.sum(), 0 if features is None else features.shape[:2].numel()
+        if not ids.is_cpu:
+            torch._assert_async(num_places == num_tokens, "<image> places and image tokens differ in number")
+        elif num_places != num_tokens:
+            raise DataError(
+                f"the prompts hold {int(num_places)} <image> places, the images {num_tokens} tokens "
+                f"({self.cfg.tokens_per_image} each): give every image its places"
+            )
         x = self.decoder.embed(ids)  # (B, T, C)
-        if pixels is None:
+        if features is None:
             return x
-        places = (ids == self.cfg.image_token_id).unsqueeze(-1)  # (B, T, 1)
-        return x.masked_scatter(places, self.encode_images(pixels).to(x.dtype))
+        return x.masked_scatter(places.unsqueeze(-1), features.to(x.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (B, T, C). Returns (B, T, V)."""
