@@ -1,4 +1,4 @@
-"""Small vision-language-action models, from data to robot.
+"""Small vision-language(-action) models, from data to robot.
 
 The names below are loaded when they are first used, so that parts which need no torch start without it.
 """
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailorbird.data.lerobot import LeRobotDataset as LeRobotDataset
     from tailorbird.errors import TailorbirdError as TailorbirdError
+    from tailorbird.infer.chat import ChatModel as ChatModel
+    from tailorbird.infer.chat import load_vlm as load_vlm
+    from tailorbird.infer.config import Sampling as Sampling
     from tailorbird.infer.policy import Policy as Policy
     from tailorbird.infer.policy import load_policy as load_policy
     from tailorbird.wire import ActionChunk as ActionChunk
@@ -16,11 +19,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActionChunk": "wire",
+    "ChatModel": "infer.chat",
     "LeRobotDataset": "data.lerobot",
     "Observation": "wire",
     "Policy": "infer.policy",
+    "Sampling": "infer.config",
     "TailorbirdError": "errors",
     "load_policy": "infer.policy",
+    "load_vlm": "infer.chat",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

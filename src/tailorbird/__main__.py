@@ -5,9 +5,15 @@ from typing import Annotated
 
 import tyro
 
+from tailorbird.cli.bench import Bench
+from tailorbird.cli.chat import Chat
 from tailorbird.cli.demo import Demo
+from tailorbird.cli.describe import Describe
 from tailorbird.cli.doctor import Doctor
 from tailorbird.cli.info import Info
+from tailorbird.cli.init import Init
+from tailorbird.cli.inspect import Inspect
+from tailorbird.cli.profile import Profile
 from tailorbird.cli.record import Record
 from tailorbird.cli.report import Report
 from tailorbird.cli.rollout import Rollout
@@ -21,6 +27,12 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Rollout, tyro.conf.subcommand("rollout")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Describe, tyro.conf.subcommand("describe")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Profile, tyro.conf.subcommand("profile")]
+    | Annotated[Init, tyro.conf.subcommand("init")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
@@ -43,10 +55,12 @@ def main() -> None:
         sys.exit(130)
 
 
-DESCRIPTION = """Small vision-language-action models, from data to robot.
+DESCRIPTION = """Small vision-language(-action) models, from data to robot.
 
-`demo` goes the whole way at once; `record`, `train`, `rollout` and `report` are its steps; `info` and
-`doctor` say what is there. Each command has its own --help."""
+`demo` goes the whole way at once; `record`, `train`, `rollout` and `report` are its steps.
+
+`chat` and `describe` answer about pictures and videos; `inspect` and `profile` show how; `init` makes a new
+model from parts. `info`, `doctor` and `bench` say what is there. Each command has its own --help."""
 
 
 if __name__ == "__main__":
