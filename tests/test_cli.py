@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("demo", "record", "train", "rollout", "report", "info", "doctor")
+COMMANDS = (
+    "demo",
+    "record",
+    "train",
+    "rollout",
+    "report",
+    "chat",
+    "describe",
+    "inspect",
+    "profile",
+    "init",
+    "bench",
+    "info",
+    "doctor",
+)
 
 
 def tailorbird(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
