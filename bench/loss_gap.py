@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,6 +77,9 @@ class Reference:
         self.processor.image_processor = SmolVLMImageProcessorPil.from_pretrained(
             folder, do_image_splitting=split
         )
+        self.processor.video_processor = SimpleNamespace(
+            num_frames=64, fps=1
+        )  # asked, though there is no video
         self.processor.chat_template = DEFAULT_CHAT_TEMPLATE
         self.processor.fake_image_token, self.processor.image_token = "<fake_token_around_image>", "<image>"
         self.processor.global_image_token, self.processor.video_token = "<global-img>", "<video>"

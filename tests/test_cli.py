@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = (
+COMMANDS = ["demo", "record", "train", "rollout", "report", "chat", "describe", "inspect", "profile", "init"]
+COMMANDS += ["bench", "info", "doctor"]
     "demo",
     "record",
     "train",
