@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE, SmolVLMProcessor
 
+from publish import write_readme
 from tailorbird.checkpoint.vlm import read_vlm, write_vlm
 from tailorbird.model.build import build_model
 from tailorbird.model.sizes import SMOLVLM2_256M
@@ -217,6 +218,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     write_json(RESULTS / "loss_gap.json", {**result, **stamp("make bench-loss-gap"), "versions": versions()})
+    write_readme("loss-gap")
     for part in tables(RESULTS, "loss-gap"):
         console.print(part)
 

@@ -1,4 +1,4 @@
-"""Copy the figures and the picture of a demo run into results/, and the figures into README.md.
+"""Write stored figures into README.md; copy those of a demo run, and its picture, into results/ first.
 
 python bench/publish.py [RUN]        RUN: runs/demo
 """
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tailorbird.perf.results import WAYS
 from tailorbird.storage import new_file, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- demo -->\n).*?(<!-- /demo -->)", re.DOTALL)
+README = ROOT / "README.md"
 
 
-def figures(result: dict[str, Any]) -> str:
-    """The README's table."""
+def demo_table(result: dict[str, Any]) -> str:
     rate, (low, high) = result["success_rate"], result["success_interval"]
     minutes = result["minutes"]
     rows = {
@@ -34,8 +34,41 @@ def figures(result: dict[str, Any]) -> str:
         "minutes": ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items()),
     }
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    source = f"`{result['command']}`, commit {result['commit']}, {result['hardware']}, {result['date'][:10]}"
-    return "\n".join([*lines, "", f"{source}: [results/demo.json](results/demo.json).", ""])
+    return "\n".join([*lines, "", source(result, "demo.json"), ""])
+
+
+def loss_gap_table(result: dict[str, Any]) -> str:
+    """Split and unsplit side by side."""
+    lines = ["| | loss, split | ms | loss, one tile | ms |", "|---|---:|---:|---:|---:|"]
+    for way, label in WAYS.items():
+        cells = [label]
+        for part in (result["split"], result["unsplit"]):
+            found, reference = part[way], part["reference"]
+            ratio = reference["prepare_s"] / found["prepare_s"]
+            cells += [f"{found['loss']:.5f}", f"{1e3 * found['prepare_s']:.0f} ({ratio:.1f}x)"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", source(result, "loss_gap.json"), ""])
+
+
+TABLES = {"demo": demo_table, "loss-gap": loss_gap_table}
+
+
+def source(result: dict[str, Any], file: str) -> str:
+    what = f"`{result['command']}`, commit {result['commit']}, {result['hardware']}, {result['date'][:10]}"
+    return f"{what}: [results/{file}](results/{file})."
+
+
+def block(name: str) -> str:
+    """What stands between the marks of one table, the marks included."""
+    result = read_json(ROOT / f"results/{name.replace('-', '_')}.json")
+    return f"<!-- {name} -->\n{TABLES[name](result)}<!-- /{name} -->"
+
+
+def write_readme(name: str) -> None:
+    text = README.read_text()
+    marked = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+    with new_file(README) as temporary:
+        temporary.write_text(marked.sub(lambda _: block(name), text))
 
 
 def main() -> None:
@@ -45,10 +78,7 @@ def main() -> None:
         sys.exit(f"{run} was made by commit {result['commit']}: only a committed state is published")
     write_json(ROOT / "results/demo.json", result)
     shutil.copyfile(run / "strip.jpg", ROOT / "results/demo.jpg")
-    readme = ROOT / "README.md"
-    text = BLOCK.sub(lambda found: found[1] + figures(result) + found[2], readme.read_text())
-    with new_file(readme) as temporary:
-        temporary.write_text(text)
+    write_readme("demo")
     print(f"results/demo.json, results/demo.jpg and README.md now tell of {run}")
 
 

@@ -90,8 +90,10 @@ def make_model(cfg: VLMConfig = CFG, seed: int = 0) -> VLM:
     return model.eval()
 
 
-def write_released(folder: Path, cfg: VLMConfig = CFG, **options: Any) -> VLM:
-    model = make_model(cfg)
+def write_released(
+    folder: Path, cfg: VLMConfig = CFG, dtype: torch.dtype = torch.float32, **options: Any
+) -> VLM:
+    model = make_model(cfg).to(dtype)
     write_vlm(folder, model.state_dict(), cfg, make_processor(cfg), end_ids=frozenset({END_ID}), **options)
     return model
 

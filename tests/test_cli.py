@@ -9,20 +9,6 @@ import pytest
 
 COMMANDS = ["demo", "record", "train", "rollout", "report", "chat", "describe", "inspect", "profile", "init"]
 COMMANDS += ["bench", "info", "doctor"]
-    "demo",
-    "record",
-    "train",
-    "rollout",
-    "report",
-    "chat",
-    "describe",
-    "inspect",
-    "profile",
-    "init",
-    "bench",
-    "info",
-    "doctor",
-)
 
 
 def tailorbird(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

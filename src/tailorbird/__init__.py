@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tailorbird.errors import TailorbirdError as TailorbirdError
     from tailorbird.infer.chat import ChatModel as ChatModel
     from tailorbird.infer.chat import load_vlm as load_vlm
+    from tailorbird.infer.config import ImageOptions as ImageOptions
     from tailorbird.infer.config import Sampling as Sampling
     from tailorbird.infer.policy import Policy as Policy
     from tailorbird.infer.policy import load_policy as load_policy
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActionChunk": "wire",
     "ChatModel": "infer.chat",
+    "ImageOptions": "infer.config",
     "LeRobotDataset": "data.lerobot",
     "Observation": "wire",
     "Policy": "infer.policy",

@@ -4,14 +4,19 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from released import CFG, write_released
+from small_gguf import Gguf
 from tailorbird.storage import read_json
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+MODEL = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
 FEWER = {"50": "2", "2000": "5", "runs/doors/checkpoints/step-002000": "runs/doors/checkpoints/step-000005"}
 SMALLER = {
     "record": "--sim.size 48 --workers 1",
@@ -42,13 +47,42 @@ def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None
     assert "H.264" in outputs["doctor"]
 
 
-def test_the_table_of_the_readme_is_made_from_the_published_results() -> None:
+def test_the_tables_of_the_readme_are_made_from_the_published_results() -> None:
     sys.path.insert(0, str(ROOT / "bench"))
-    from publish import BLOCK, figures
+    from publish import TABLES, block
 
-    found = BLOCK.search(README)
-    assert found
-    assert found[0] == found[1] + figures(read_json(ROOT / "results/demo.json")) + found[2]
+    for name in TABLES:
+        assert block(name) in README
+
+
+def test_five_lines_give_the_first_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines of the README, with a tiny model in the hub's layout under its name."""
+    (code,) = re.findall(r"```python\n(import tailorbird\n\nvlm = .*?)```", README, re.DOTALL)
+    write_released(tmp_path / MODEL, replace(CFG, decoder=replace(CFG.decoder, max_positions=900)))
+    Image.new("RGB", (12, 9), "red").save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_the_commands_of_the_readme_about_models_run(tmp_path: Path) -> None:
+    """With tiny models under the released names, and a tiny tower for SigLIP."""
+    (found,) = re.findall(r"```\n(tailorbird chat .*?)```", README, re.DOTALL)
+    write_released(tmp_path / MODEL, replace(CFG, decoder=replace(CFG.decoder, max_positions=900)))
+    (tmp_path / "photos").mkdir()
+    for name in ("cat.jpg", "photos/dog.png"):
+        Image.new("RGB", (12, 9), "red").save(tmp_path / name)
+    Gguf().write(tmp_path / "SmolLM2-135M-Instruct.gguf")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    for line in found.strip().splitlines():
+        words = [sys.executable, "-m", "tailorbird", *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (tmp_path / "tiles.png").exists()
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "models/mine/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)

@@ -238,7 +238,7 @@ def test_an_answer_that_fills_the_context_ends_there_as_in_the_oracle(lm: LM) ->
 
 
 def test_a_prompt_longer_than_the_context_is_refused(lm: LM) -> None:
-    with pytest.raises(ConfigError, match=r"a prompt of 61 tokens does not fit the model's context of 60: "):
+    with pytest.raises(DataError, match=r"a prompt of 61 tokens does not fit the model's context of 60: "):
         answer(lm, talk.batch([talk.words(5), talk.words(CONTEXT + 1)]))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import VISION, build_reference, config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -151,3 +152,28 @@ def test_a_tied_configuration_refuses_a_checkpoint_with_a_head_of_its_own() -> N
     theirs = build_reference(config(tied=False, shuffle=2), seed=0).state_dict()
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from .*embed_tokens\.weight"):
         convert(theirs, vlm_rules(config(tied=True, shuffle=2)))
+
+
+def test_loss_and_gradients_are_those_of_the_reference(pair: Pair) -> None:
+    """The learned half of the prompt; gradients of all weights, 1e-4 of the largest of each tensor."""
+    labels = pair.ids.clone()
+    labels[:, : labels.shape[1] // 2] = -100
+    labels[labels == pair.cfg.image_token_id] = -100
+    pair.reference.zero_grad()
+    expected = pair.reference(**pair.reference_inputs, labels=labels).loss
+    expected.backward()
+    theirs = {name: value.grad for name, value in pair.reference.named_parameters() if value.grad is not None}
+    if pair.cfg.decoder.tied:
+        theirs.pop("lm_head.weight", None)
+
+    ours = pair.ours.requires_grad_(True)
+    loss = F.cross_entropy(
+        ours(pair.ids, pair.pixels)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, expected, **TOLERANCE)
+    found = {name: value.grad for name, value in ours.named_parameters()}
+    for name, gradient in convert(theirs, vlm_rules(pair.cfg)).items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-4 * float(gradient.abs().max()))
+    ours.zero_grad()

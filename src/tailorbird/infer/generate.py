@@ -106,8 +106,8 @@ def stream(
         tiles_at_once: tiles that pass the image tower together; bounds its memory.
         cancelled: asked before every token, the first one too.
     Raises:
-        ConfigError: a prompt alone is longer than the model's context.
-        DataError: images and prompts do not fit each other, or the logits are not finite.
+        DataError: a prompt alone is longer than the model's context, images and prompts do not fit each
+            other, or the logits are not finite.
     """
     budgets = num_answer_tokens(model, prompts, sampling)
     rows = [_Row(Words(decode, sampling.stop), budget, end_ids) for budget in budgets]

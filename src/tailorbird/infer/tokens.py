@@ -84,9 +84,9 @@ def num_answer_tokens(model: LM | VLM, prompts: Prompts, sampling: Sampling) -> 
     if not lengths or min(lengths) < 1:
         raise DataError(f"prompts of {lengths} tokens: each needs at least one to answer to")
     if max(lengths) > context:
-        raise ConfigError(
+        raise DataError(
             f"a prompt of {max(lengths)} tokens does not fit the model's context of {context}: "
-            "shorten the text, or give fewer or smaller images"
+            "shorten the text, show less, or switch the splitting of pictures off"
         )
     return [min(sampling.max_tokens, context - length + 1) for length in lengths]
 
