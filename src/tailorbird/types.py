@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tailorbird.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -31,6 +33,22 @@ class Prompts:
         pixels = None if self.pixels is None else self.pixels.to(device, dtype)
         ids, valid, learned = (part.to(device) for part in (self.ids, self.valid, self.learned))
         return replace(self, ids=ids, valid=valid, learned=learned, pixels=pixels)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """The tiles in the reference's layout: pixel_values and pixel_attention_mask.
+
+        Returns:
+            (B, N, 3, tile, tile) and (B, N, tile, tile) int64, N the most tiles of a row; both are zero where
+            a row has fewer.
+        """
+        if self.pixels is None:
+            raise DataError("these prompts have no pictures: there is nothing to lay out")
+        shape = (len(self.tiles), max(self.tiles))
+        values = self.pixels.new_zeros(*shape, *self.pixels.shape[1:])
+        mask = torch.zeros(*shape, *self.pixels.shape[2:], dtype=torch.int64, device=self.pixels.device)
+        for i, part in enumerate(self.pixels.split(list(self.tiles))):
+            values[i, : len(part)], mask[i, : len(part)] = part, 1
+        return values, mask
 
 
 @dataclass(frozen=True, kw_only=True)

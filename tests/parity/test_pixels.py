@@ -67,11 +67,11 @@ def test_exact_tiles_are_the_references_bytes(longest_edge: int, tile: int, spli
     for i, (height, width) in enumerate(SIZES):
         picture = noise(height, width, seed=i)
         expected = reference(spec)(picture, return_tensors="pt")
-        plan = spec.plan(height, width)
-        assert ([[plan.rows]], [[plan.cols]]) == (expected["rows"], expected["cols"])
+        layout = spec.layout(height, width)
+        assert ([[layout.rows]], [[layout.cols]]) == (expected["rows"], expected["cols"])
         tiles = spec.exact(open_picture(picture))
         assert tiles.dtype == torch.float32
-        assert len(tiles) == plan.num_tiles
+        assert len(tiles) == layout.num_tiles
         assert torch.equal(tiles, expected["pixel_values"][0]), (height, width)
 
 
@@ -85,7 +85,7 @@ def test_the_released_sizes_give_the_references_bytes() -> None:
 @pytest.mark.parametrize(
     ("longest_edge", "tile"), [(2048, 512), (1536, 384), (5000, 512), (4097, 100), (700, 512)]
 )
-def test_the_plan_is_the_references_for_every_shape(longest_edge: int, tile: int) -> None:
+def test_the_layout_is_the_references_for_every_shape(longest_edge: int, tile: int) -> None:
     spec = TileSpec(longest_edge=longest_edge, tile=tile)
     rng = np.random.default_rng(0)
     shapes = [*SIZES, (256, 256), (768, 1024), (480, 640), (1080, 1920), (400, 2000), (4000, 6000)]
@@ -97,9 +97,9 @@ def test_the_plan_is_the_references_for_every_shape(longest_edge: int, tile: int
         )
         grid = ruler.resize_for_vision_encoder(resized, tile)
         _, rows, cols = ruler.split_images(grid, {"longest_edge": tile})
-        plan = spec.plan(height, width)
-        assert (plan.resized, plan.grid) == (resized.shape[1:], grid.shape[1:]), (height, width)
-        assert (plan.rows, plan.cols) == (rows, cols), (height, width)
+        layout = spec.layout(height, width)
+        assert (layout.resized, layout.grid) == (resized.shape[1:], grid.shape[1:]), (height, width)
+        assert (layout.rows, layout.cols) == (rows, cols), (height, width)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_the_plan_is_the_references_for_every_shape(longest_edge: int, tile: int
     ],
 )
 def test_the_published_tile_counts_hold(shape: tuple[int, int], tiles: int) -> None:
-    assert TileSpec().plan(*shape).num_tiles == tiles
-    assert TileSpec(split=False).plan(*shape).num_tiles == 1
-    assert TileSpec(longest_edge=512).plan(*shape).num_tiles == 1
+    assert TileSpec().layout(*shape).num_tiles == tiles
+    assert TileSpec(split=False).layout(*shape).num_tiles == 1
+    assert TileSpec(longest_edge=512).layout(*shape).num_tiles == 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "YCbCr"])

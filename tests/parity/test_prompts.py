@@ -18,7 +18,7 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 from transformers.video_utils import VideoMetadata
 
 from tailorbird.processing.chat import CHATML, SMOLVLM, Conversation, read_messages
-from tailorbird.processing.processor import Processor, padded
+from tailorbird.processing.processor import Processor
 from tailorbird.processing.text import ChatTokenizer
 from tailorbird.processing.tiles import TileSpec
 from tailorbird.processing.video import VideoSpec, in_words, sample
@@ -45,7 +45,7 @@ TEXTS = [
 ]
 
 
-class Films:
+class Videos:
     """The reference's video processor cannot be made without torchvision: its sampling, and no pixels."""
 
     num_frames, fps = VIDEO.max_frames, VIDEO.fps
@@ -82,7 +82,7 @@ def reference(
         max_image_size={"longest_edge": tiles.tile},
         do_image_splitting=tiles.split,
     )
-    theirs.video_processor = Films()
+    theirs.video_processor = Videos()
     theirs.chat_template = DEFAULT_CHAT_TEMPLATE
     theirs.fake_image_token, theirs.global_image_token = "<fake_token_around_image>", "<global-img>"
     theirs.image_token, theirs.video_token = "<image>", "<video>"
@@ -138,7 +138,7 @@ def with_rate(conversation: Conversation) -> list[dict[str, Any]]:
     ]
 
 
-def film(num_frames: int) -> NDArray[np.uint8]:
+def video(num_frames: int) -> NDArray[np.uint8]:
     return np.zeros((num_frames, 4, 6, 3), np.uint8)
 
 
@@ -168,7 +168,7 @@ def test_a_batch_of_unequal_conversations_is_that_of_the_reference(
     ours = processor(backend, tiles).encode(CONVERSATIONS, side=side)
     assert torch.equal(ours.ids, theirs["input_ids"])
     assert torch.equal(ours.valid.long(), theirs["attention_mask"])
-    values, mask = padded(ours)
+    values, mask = ours.padded()
     assert torch.equal(values, theirs["pixel_values"])
     assert torch.equal(mask, theirs["pixel_attention_mask"])
     assert mask.dtype == theirs["pixel_attention_mask"].dtype
@@ -277,10 +277,10 @@ def test_tokenizers_of_other_habits_give_the_ids_of_the_reference(odd: Any) -> N
 def test_the_words_and_ids_of_a_video_are_those_of_the_reference(backend: Tokenizer, num_frames: int) -> None:
     tiles = TileSpec(longest_edge=96, tile=TILE)
     theirs, ours = reference(backend, tiles), processor(backend, tiles)
-    conversation = [say("user", "Watch: ", film(num_frames), "What happens?"), say("assistant", "\nNothing")]
+    conversation = [say("user", "Watch: ", video(num_frames), "What happens?"), say("assistant", "\nNothing")]
     expected = ask(theirs, conversation)["input_ids"]
     assert torch.equal(ours.encode([with_rate(conversation)]).ids, expected)
-    first = [say("user", film(num_frames), "\n\nWhat?")]
+    first = [say("user", video(num_frames), "\n\nWhat?")]
     assert torch.equal(ours.encode([with_rate(first)]).ids, ask(theirs, first)["input_ids"])
 
 
@@ -305,7 +305,7 @@ def test_the_words_around_frames_are_those_of_the_reference() -> None:
                 "video_metadata": [metadata],
             }
             conversation = [
-                {"role": "user", "content": [{"type": "video", "video": film(num_frames), "fps": fps}]}
+                {"role": "user", "content": [{"type": "video", "video": video(num_frames), "fps": fps}]}
             ]
             expected = (
                 f"<|im_start|>User: {theirs.replace_video_token(seen, 0)}<end_of_utterance>\nAssistant:"
@@ -324,9 +324,9 @@ def test_the_saved_template_is_that_of_the_reference() -> None:
 @pytest.mark.parametrize("reply", [True, False])
 def test_both_templates_print_what_we_lay_out(reply: bool) -> None:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    films = [[say("user", film(2), "a", A, film(1))], [say("user", A, film(3)), say("system", "s")]]
+    videos = [[say("user", video(2), "a", A, video(1))], [say("user", A, video(3)), say("system", "s")]]
     words = [[say("user", text), say("assistant", text)] for text in TEXTS]
-    for conversation in [*CONVERSATIONS, *films, *words]:
+    for conversation in [*CONVERSATIONS, *videos, *words]:
         printed = environment.from_string(SMOLVLM.template).render(
             messages=conversation, add_generation_prompt=reply
         )

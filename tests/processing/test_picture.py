@@ -50,6 +50,44 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.parametrize("kind", ["EPS", "ICNS", "PCX", "TGA", "PDF"])
+def test_formats_that_are_not_named_are_not_opened(kind: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.png", encoded(Image.fromarray(pixels), kind))
+    with pytest.raises(DataError, match=r"a\.png is no picture in a known format \(JPEG, PNG, .*TIFF, PPM"):
+        open_picture(file)
+
+
+def test_a_cut_file_that_nobody_has_decoded_is_refused(pixels: np.ndarray) -> None:
+    whole = encoded(Image.fromarray(pixels.repeat(9, 0).repeat(9, 1)), "JPEG")
+    cut, closed = Image.open(io.BytesIO(whole[: len(whole) // 2])), Image.open(io.BytesIO(whole))
+    closed.close()
+    for lazy in (cut, closed):
+        with pytest.raises(DataError, match=r"the picture is damaged \(.+\): fetch or save"):
+            open_picture(lazy)
+
+
+def test_whatever_happens_to_a_file_it_is_a_picture_or_a_data_error(pixels: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[0x0112], exif[0x011A] = 6, 72.5
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM"):
+        out = io.BytesIO()
+        picture.save(out, kind, **({"exif": exif} if kind in ("JPEG", "PNG", "TIFF", "WEBP") else {}))
+        whole = np.frombuffer(out.getvalue(), np.uint8)
+        for _ in range(120):
+            broken = whole.copy()
+            for place in rng.integers(0, len(whole), rng.integers(1, 6)):
+                broken[place] = rng.integers(256)
+            end = len(whole) if rng.random() < 0.7 else int(rng.integers(len(whole)))
+            try:
+                tensor = open_picture(broken[:end].tobytes())
+            except DataError:
+                continue
+            assert tensor.dtype == torch.uint8
+            assert tensor.shape[2:] == (3,)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_cut_file_is_refused_by_name(kind: str, pixels: np.ndarray, tmp_path: Path) -> None:
     whole = encoded(Image.fromarray(pixels.repeat(9, 0).repeat(9, 1)), kind)

@@ -10,7 +10,7 @@ import pytest
 from tailorbird.errors import DataError
 from tailorbird.processing.pieces import Piece, encode_pieces, image_block
 from tailorbird.processing.text import ChatTokenizer
-from tailorbird.processing.tiles import Plan
+from tailorbird.processing.tiles import Layout
 from vocabulary import V1, build_tokenizer, tokenizer_json
 
 
@@ -29,6 +29,16 @@ def test_tokens_are_asked_for_by_name(tokenizer: ChatTokenizer) -> None:
     assert not tokenizer.has("<row_7_col_1>")
     assert not tokenizer.has("a")
     assert tokenizer.vocab == build_tokenizer().get_vocab_size()
+    assert tokenizer.highest_id == tokenizer.vocab - 1
+
+
+def test_the_highest_id_counts_those_that_are_left_out() -> None:
+    settings = json.loads(tokenizer_json())
+    words = settings["model"]["vocab"]
+    words["\u00e9zzz"] = 5_000
+    gappy = ChatTokenizer(json.dumps(settings))
+    assert gappy.highest_id == 5_000
+    assert gappy.vocab < 1_000
 
 
 @pytest.mark.parametrize("name", ["<row_7_col_1>", "a", ""])
@@ -124,14 +134,14 @@ def test_a_file_that_cuts_or_pads_does_neither_to_prompts(step: dict[str, Any]) 
 
 
 def test_a_cut_picture_is_written_row_by_row_and_then_whole() -> None:
-    pieces = list(image_block(Plan(resized=(1, 1), grid=(2, 3), rows=2, cols=3), 2, 0))
+    pieces = list(image_block(Layout(resized=(1, 1), grid=(2, 3), rows=2, cols=3), 2, 0))
     fake, image = "<fake_token_around_image>", "<image><image>"
     rows = ["".join(f"{fake}<row_{row}_col_{col}>{image}" for col in (1, 2, 3)) + "\n" for row in (1, 2)]
     assert text_of(pieces) == "".join(rows) + f"\n{fake}<global-img>{image}{fake}"
 
 
 def test_an_uncut_picture_is_one_block() -> None:
-    pieces = list(image_block(Plan(resized=(1, 1), grid=(1, 1), rows=0, cols=0), 3, 0))
+    pieces = list(image_block(Layout(resized=(1, 1), grid=(1, 1), rows=0, cols=0), 3, 0))
     assert (
         text_of(pieces)
         == "<fake_token_around_image><global-img>" + "<image>" * 3 + "<fake_token_around_image>"
@@ -140,7 +150,7 @@ def test_an_uncut_picture_is_one_block() -> None:
 
 def test_markers_that_the_first_release_does_not_have_are_its_text() -> None:
     tokenizer = ChatTokenizer(tokenizer_json(V1))
-    tokens = encode_pieces(image_block(Plan(resized=(1, 1), grid=(1, 2), rows=1, cols=2), 3, 4), tokenizer)
+    tokens = encode_pieces(image_block(Layout(resized=(1, 1), grid=(1, 2), rows=1, cols=2), 3, 4), tokenizer)
     assert tokenizer.decode([token.id for token in tokens]) == "<row_1_col_1><row_1_col_2>\n\n<global-img>"
     assert [token.kind for token in tokens].count("image") == 9
     assert {token.kind for token in tokens} == {"image", "marker"}
@@ -148,7 +158,7 @@ def test_markers_that_the_first_release_does_not_have_are_its_text() -> None:
 
 
 def test_a_token_that_reaches_into_a_picture_or_video_belongs_to_it(tokenizer: ChatTokenizer) -> None:
-    tokens = encode_pieces([Piece("User: "), Piece("You are", "film", medium=2), Piece(" ok")], tokenizer)
-    film = "".join(tokenizer.decode([token.id]) for token in tokens if token.medium == 2)
-    assert film == " You are"
+    tokens = encode_pieces([Piece("User: "), Piece("You are", "video", medium=2), Piece(" ok")], tokenizer)
+    video = "".join(tokenizer.decode([token.id]) for token in tokens if token.medium == 2)
+    assert video == " You are"
     assert tokens[-1].medium == -1

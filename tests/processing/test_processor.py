@@ -12,7 +12,7 @@ from PIL import Image
 from tailorbird.data.video import encode
 from tailorbird.errors import DataError
 from tailorbird.processing.chat import CHATML, SMOLVLM
-from tailorbird.processing.processor import Processor, padded
+from tailorbird.processing.processor import Medium, Processor, common_device, place_and_size
 from tailorbird.processing.text import ChatTokenizer
 from tailorbird.processing.tiles import TileSpec
 from tailorbird.processing.video import VideoSpec
@@ -44,7 +44,7 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def film(num_frames: int, fps: float = 2.0) -> dict[str, Any]:
+def video(num_frames: int, fps: float = 2.0) -> dict[str, Any]:
     return {"type": "video", "video": np.stack([noise(8, 6)] * num_frames), "fps": fps}
 
 
@@ -54,7 +54,9 @@ def talk(*turns: Any) -> list[dict[str, Any]]:
 
 
 SQUARE, WIDE = image(9, 9), image(5, 20)  # 2 x 2 tiles and 1 x 2, and the whole
-LONG = talk([SQUARE, text("What is it?")], "Paris.", [text("And "), WIDE, film(6), text("?")], "and a boat\n")
+LONG = talk(
+    [SQUARE, text("What is it?")], "Paris.", [text("And "), WIDE, video(6), text("?")], "and a boat\n"
+)
 
 
 def said(processor: Processor, conversation: Any, **options: Any) -> str:
@@ -126,7 +128,22 @@ def test_words_alone_have_no_pixels(processor: Processor) -> None:
     assert prompts.pixels is None
     assert prompts.tiles == (0, 0)
     with pytest.raises(DataError, match="have no pictures"):
-        padded(prompts)
+        prompts.padded()
+
+
+def test_the_references_layout_has_zeros_where_a_row_has_fewer_tiles(processor: Processor) -> None:
+    prompts = processor.encode([talk("Hi"), talk([SQUARE]), talk([WIDE])])
+    values, mask = prompts.padded()
+    assert values.shape == (3, 5, 3, TILE, TILE)
+    assert mask.shape == (3, 5, TILE, TILE)
+    assert mask.dtype == torch.int64
+    assert prompts.pixels is not None
+    assert torch.equal(values[1], prompts.pixels[:5])
+    assert torch.equal(values[2, :3], prompts.pixels[5:])
+    assert not values[0].any()
+    assert not values[2, 3:].any()
+    assert mask.flatten(2).amin(2).tolist() == mask.flatten(2).amax(2).tolist()
+    assert mask[..., 0, 0].tolist() == [[0] * 5, [1] * 5, [1, 1, 1, 0, 0]]
 
 
 def test_a_batch_needs_a_conversation(processor: Processor) -> None:
@@ -177,12 +194,12 @@ def test_tokens_are_counted_by_what_they_are_for(processor: Processor) -> None:
     assert counts["image"] == 5 * TOKENS
     # five times a border and a place, one more border, and the ends of lines: two, the last with the next
     assert counts["marker"] == 5 * 2 + 1 + 2
-    assert counts["film"] == 0
+    assert counts["video"] == 0
     assert counts["text"] > 0
-    film_counts = processor.row(talk([film(6), text("What?")])).counts
-    assert film_counts["film"] > 0
-    assert film_counts["marker"] == 4 * 3
-    assert film_counts["image"] == 4 * TOKENS
+    video_counts = processor.row(talk([video(6), text("What?")])).counts
+    assert video_counts["video"] > 0
+    assert video_counts["marker"] == 4 * 3
+    assert video_counts["image"] == 4 * TOKENS
 
 
 def test_the_text_of_a_prompt_shows_every_marker(processor: Processor) -> None:
@@ -191,7 +208,7 @@ def test_the_text_of_a_prompt_shows_every_marker(processor: Processor) -> None:
     assert small.text(talk([WIDE, text("What?")])) == (
         f"<|im_start|>User:{one}What?<end_of_utterance>\nAssistant:"
     )
-    assert small.text(talk([film(4), text("What?")]), reply=False) == (
+    assert small.text(talk([video(4), text("What?")]), reply=False) == (
         "<|im_start|>User: You are provided the following series of four frames from a 0:00:02 [H:MM:SS] "
         f"video.\n\nFrame from 00:00:{one}\nFrame from 00:00:{one}\nFrame from 00:01:{one}"
         f"\nFrame from 00:01:{one}\n\nWhat?<end_of_utterance>\n"
@@ -200,7 +217,7 @@ def test_the_text_of_a_prompt_shows_every_marker(processor: Processor) -> None:
 
 def test_a_video_file_is_read_like_its_frames(processor: Processor, tmp_path: Path) -> None:
     frames = np.full((12, 16, 24, 3), 90, np.uint8)
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     path.write_bytes(encode(frames, 4))
     file = processor.encode([talk([{"type": "video", "path": path}])])
     memory = processor.encode([talk([{"type": "video", "video": frames, "fps": 4}])])
@@ -212,7 +229,7 @@ def test_a_video_file_is_read_like_its_frames(processor: Processor, tmp_path: Pa
 
 
 def test_frames_are_squeezed_whole_at_the_size_for_videos(processor: Processor) -> None:
-    prompts = processor.encode([talk([film(2), SQUARE])])
+    prompts = processor.encode([talk([video(2), SQUARE])])
     spec = TileSpec(longest_edge=24, tile=TILE, split=False)
     expected = spec.exact(torch.from_numpy(noise(8, 6)))
     assert prompts.pixels is not None
@@ -228,7 +245,7 @@ def test_frames_need_their_rate_and_a_file_has_its_own(processor: Processor) -> 
 
 
 def test_the_fast_path_has_the_same_words_and_nearly_the_same_pixels(processor: Processor) -> None:
-    conversations = [LONG, talk([WIDE, SQUARE, SQUARE, film(3)]), talk("Hi")]
+    conversations = [LONG, talk([WIDE, SQUARE, SQUARE, video(3)]), talk("Hi")]
     exact = processor.encode(conversations)
     fast = replace(processor, fast=True).encode(conversations)
     assert torch.equal(fast.ids, exact.ids)
@@ -236,6 +253,40 @@ def test_the_fast_path_has_the_same_words_and_nearly_the_same_pixels(processor: 
     assert fast.pixels is not None
     assert exact.pixels is not None
     torch.testing.assert_close(fast.pixels, exact.pixels, rtol=0, atol=2 * 2 / 255 + 1e-5)
+
+
+def test_pictures_of_one_place_and_size_are_cut_together_and_land_where_all_of_them_are() -> None:
+    spec = TileSpec(longest_edge=24, tile=TILE)
+    here, there, wide = (
+        Medium(frames=torch.zeros(1, *size, 3, dtype=torch.uint8, device=device), spec=spec)
+        for size, device in (((9, 9), "cpu"), ((9, 9), "meta"), ((5, 20), "cpu"))
+    )
+    assert place_and_size(here) != place_and_size(there)
+    assert place_and_size(here) != place_and_size(wide)
+    assert common_device([there, there]) == torch.device("meta")
+    assert common_device([here, there]) == common_device([here, wide]) == torch.device("cpu")
+
+
+def test_pictures_of_one_other_device_stay_there(processor: Processor) -> None:
+    there = {"type": "image", "image": torch.zeros(9, 9, 3, dtype=torch.uint8, device="meta")}
+    prompts = replace(processor, fast=True).encode([talk([there, there]), talk([there])])
+    assert prompts.pixels is not None
+    assert prompts.pixels.is_meta
+    assert prompts.pixels.shape == (15, 3, TILE, TILE)
+    assert prompts.ids.device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pictures_on_a_gpu_and_on_the_cpu_share_a_batch(processor: Processor) -> None:
+    on_gpu = {"type": "image", "image": torch.from_numpy(SQUARE["image"]).cuda()}
+    ours = replace(processor, fast=True)
+    exact = processor.encode([talk([SQUARE, SQUARE, SQUARE])]).pixels
+    for items, place in (([SQUARE, on_gpu, SQUARE], "cpu"), ([on_gpu] * 3, "cuda")):
+        pixels = ours.encode([talk(items)]).pixels
+        assert pixels is not None
+        assert pixels.device.type == place
+        torch.testing.assert_close(pixels.cpu(), exact, rtol=0, atol=2 * 2 / 255 + 1e-5)
 
 
 def test_pictures_come_as_files_bytes_pil_or_numbers(processor: Processor, tmp_path: Path) -> None:
@@ -257,7 +308,7 @@ def test_pictures_come_as_files_bytes_pil_or_numbers(processor: Processor, tmp_p
 
 def test_a_language_model_refuses_pictures_and_videos(processor: Processor) -> None:
     words = replace(processor, chat=CHATML, tokens_per_tile=0)
-    for item in (SQUARE, film(2)):
+    for item in (SQUARE, video(2)):
         with pytest.raises(DataError, match="to a language model, which sees none: load a vision-language"):
             words.encode([talk([item, text("?")])])
 

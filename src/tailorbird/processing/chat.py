@@ -18,7 +18,6 @@ KEYS = {  # of the items that a message is made of
     "video": {"type", "video", "path", "fps"},
 }
 REMOTE = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-TEMPLATE_LIMIT = 100_000  # characters
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
@@ -37,26 +36,26 @@ CHATML_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Text:
+class TextItem:
     text: str
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageItem:
     """source: whatever `open_picture` takes."""
 
     source: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class VideoItem:
     """source: the path of a file, or frames. fps: frames a second, if they are not in a file that says so."""
 
     source: Any
     fps: float | None = None
 
 
-Item = Text | Picture | Film
+Item = TextItem | ImageItem | VideoItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class ChatFormat:
 
     template: the released text of it, as chat_template.jinja holds it.
     once: a token before everything. each: a token before every turn. end: the token after every turn.
-    names: how the roles are written. border, picture_border, reply_border: what follows the name; if the
+    names: how the roles are written. border, image_border, reply_border: what follows the name; if the
         first item is an image; if the model is to go on.
     system: the first message if the conversation brings none of its own.
     """
@@ -83,7 +82,7 @@ class ChatFormat:
     end: str
     names: tuple[tuple[Role, str], ...]
     border: str
-    picture_border: str
+    image_border: str
     reply_border: str
     system: str | None = None
 
@@ -92,18 +91,18 @@ class ChatFormat:
         """Those which a tokenizer must have to speak this format."""
         return tuple(name for name in (self.once, self.each, self.end) if name is not None)
 
-    def lay_out(self, messages: Sequence[Message], *, reply: bool) -> Iterator[Piece | Picture | Film]:
-        """The prompt in order; pictures and films stand where their tokens belong."""
+    def lay_out(self, messages: Sequence[Message], *, reply: bool) -> Iterator[Piece | ImageItem | VideoItem]:
+        """The prompt in order; images and videos stand where their tokens belong."""
         if self.once is not None:
             yield Piece(self.once, token=True)
         if self.system is not None and messages[0].role != "system":
-            messages = [Message(role="system", items=(Text(self.system),)), *messages]
+            messages = [Message(role="system", items=(TextItem(self.system),)), *messages]
         for message in messages:
-            starts_seeing = isinstance(message.items[0], Picture)
-            yield from self._head(message.role, self.picture_border if starts_seeing else self.border)
+            starts_with_image = isinstance(message.items[0], ImageItem)
+            yield from self._head(message.role, self.image_border if starts_with_image else self.border)
             learned = message.role == "assistant"
             for item in message.items:
-                yield Piece(item.text, learned=learned) if isinstance(item, Text) else item
+                yield Piece(item.text, learned=learned) if isinstance(item, TextItem) else item
             yield Piece(self.end, token=True, learned=learned)
             yield Piece("\n")
         if reply:
@@ -115,8 +114,8 @@ class ChatFormat:
         yield Piece(dict(self.names)[role] + border)
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> str:
-        """What the template prints: one `<image>` for a picture, one `<video>` for a film."""
-        marks = {Picture: "<image>", Film: "<video>"}
+        """What the template prints: one `<image>` for an image, one `<video>` for a video."""
+        marks = {ImageItem: "<image>", VideoItem: "<video>"}
         parts = self.lay_out(messages, reply=reply)
         return "".join(part.text if isinstance(part, Piece) else marks[type(part)] for part in parts)
 
@@ -128,7 +127,7 @@ SMOLVLM = ChatFormat(
     end="<end_of_utterance>",
     names=(("system", "System"), ("user", "User"), ("assistant", "Assistant")),
     border=": ",
-    picture_border=":",
+    image_border=":",
     reply_border=":",
 )
 CHATML = ChatFormat(
@@ -138,7 +137,7 @@ CHATML = ChatFormat(
     end="<|im_end|>",
     names=(("system", "system"), ("user", "user"), ("assistant", "assistant")),
     border="\n",
-    picture_border="\n",
+    image_border="\n",
     reply_border="\n",
     system=CHATML_SYSTEM,
 )
@@ -201,21 +200,21 @@ def _item(item: object, where: str) -> Item:
     if isinstance(source, str) and REMOTE.match(source):
         raise DataError(f"{where} is at {source[:80]!r}: download it first and give its path")
     if kind == "image":
-        return Picture(source)
+        return ImageItem(source)
     fps = item.get("fps")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e6):
         raise DataError(f'{where} has "fps" {fps!r}: frames a second are a positive number')
-    return Film(source, None if fps is None else float(fps))
+    return VideoItem(source, None if fps is None else float(fps))
 
 
-def _text(text: str, where: str) -> Text:
+def _text(text: str, where: str) -> TextItem:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where} holds half a character ({text[error.start]!r} at {error.start}): decode the text whole"
         ) from None
-    return Text(text)
+    return TextItem(text)
 
 
 def _short(thing: object) -> str:
@@ -223,75 +222,3 @@ def _short(thing: object) -> str:
     if isinstance(thing, Mapping):
         return f"the keys {sorted(map(str, thing))}"
     return repr(thing)[:80] if isinstance(thing, str | int | float | None) else f"a {type(thing).__name__}"
-
-
-def find_format(template: str, source: str) -> ChatFormat:
-    """The format that prints what a template prints, tried on conversations of words and images.
-
-    source: where the template is from, for the error.
-
-    Raises:
-        DataError: it prints something else, or is no template.
-    """
-    if len(template) > TEMPLATE_LIMIT:
-        raise DataError(
-            f"the chat template of {source} has {len(template)} characters, {TEMPLATE_LIMIT} are read: "
-            "replace it by that of a released SmolVLM or SmolLM2-Instruct"
-        )
-    for known in FORMATS:
-        if template == known.template:
-            return known
-    failures = []
-    for known in FORMATS:
-        try:
-            if _prints_the_same(template, known):
-                return known
-        except Exception as error:  # a template is code: it can raise anything
-            failures.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
-    reason = failures[0] if len(failures) == len(FORMATS) else "it prints another prompt"
-    raise DataError(
-        f"the chat template of {source} is none of {', '.join(known.name for known in FORMATS)} ({reason}): "
-        "replace it by that of a released SmolVLM or SmolLM2-Instruct if the model was trained with theirs"
-    )
-
-
-def _prints_the_same(template: str, known: ChatFormat) -> bool:
-    from jinja2 import ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-    )
-    compiled = environment.from_string(template)
-    unknown = {name: f"<the {name}>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    for probe in _probes(seeing=known is SMOLVLM):
-        for reply in (False, True):
-            printed, expected = "", known.render(read_messages(probe), reply=reply)
-            for part in compiled.generate(messages=probe, add_generation_prompt=reply, **unknown):
-                printed += part
-                if len(printed) > len(expected):
-                    return False
-            if printed != expected:
-                return False
-    return True
-
-
-def _probes(*, seeing: bool) -> Iterator[list[dict[str, Any]]]:
-    """Conversations with what templates are known to treat in their own way: borders, roles, white space.
-
-    seeing: write content as items, with images; else as a string, as templates of language models want it.
-    """
-
-    def say(role: Role, *items: str) -> dict[str, Any]:
-        if not seeing:
-            return {"role": role, "content": "".join(items)}
-        image = {"type": "image", "image": b""}
-        content = [image if item == "<image>" else {"type": "text", "text": item} for item in items]
-        return {"role": role, "content": content}
-
-    yield [say("user", "what?")]
-    yield [say("system", " be brief\n"), say("user", "  why \n\n"), say("assistant", "\tso <it> is & 'was'")]
-    yield [say("user", "a"), say("assistant", "b"), say("system", "c"), say("user", "d", "e")]
-    if seeing:
-        yield [say("user", "<image>", "what?"), say("assistant", "that", "<image>")]
-        yield [say("system", "s"), say("user", "one ", "<image>", "<image>", " two"), say("user", "<image>")]

@@ -1,7 +1,10 @@
 """Open a picture, whatever it comes as, to RGB; refuse by name what is none."""
 
+import functools
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from tailorbird.errors import DataError
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MB of RGB
 DEEP_MODES = ("I", "F")  # and their variants, such as "I;16"
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # others of Pillow run programs
 
 
 def open_picture(source: Picture) -> Tensor:
@@ -32,30 +36,45 @@ def open_picture(source: Picture) -> Tensor:
     if isinstance(source, np.ndarray):
         return _as_rgb(torch.from_numpy(np.array(source)))
     if isinstance(source, Image.Image):
-        return _as_tensor(_on_white(_checked(source, "the picture")))
+        with _damage_named("the picture"):  # it may be a file that nobody has decoded yet
+            return _as_tensor(_on_white(_checked(source, "the picture")))
     return _as_tensor(_decode(source))
 
 
 def _decode(source: str | Path | bytes) -> Image.Image:
     name = "the picture" if isinstance(source, bytes) else str(source)
+    with _damage_named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is ours, as an error
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_formats()) as picture:
+            return ImageOps.exif_transpose(_checked(picture, name)).convert("RGB")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow can open: it fails at names that it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is ours, as an error
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                return ImageOps.exif_transpose(_checked(picture, name)).convert("RGB")
+        yield
+    except DataError:
+        raise
     except Image.DecompressionBombError:
         raise DataError(_too_large(name, "more")) from None
     except UnidentifiedImageError:
         raise DataError(
-            f"{name} is no picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, ...), whatever its "
-            "name says: save it as one of these"
+            f"{name} is no picture in a known format ({', '.join(_formats())}), whatever its name says: save "
+            "it as one of these"
         ) from None
-    except DataError:
-        raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise DataError(f"{name} cannot be read ({error.strerror}): check the path of the picture") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{name} is damaged ({error}): fetch or save the picture again") from None
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{name} is damaged ({reason[0]}): fetch or save the picture again") from None
 
 
 def _checked(picture: Image.Image, name: str) -> Image.Image:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tailorbird.processing.text import IMAGE, ChatTokenizer
-from tailorbird.processing.tiles import Plan
+from tailorbird.processing.tiles import Layout
 
-Kind = Literal["text", "image", "marker", "film"]
+Kind = Literal["text", "image", "marker", "video"]
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 
@@ -18,7 +18,7 @@ class Piece:
 
     token: it is the name of a token; else it is text, whatever it looks like. A name that the tokenizer does
         not have (the row and column of a tile in SmolVLM v1) is text too, as the reference has it.
-    learned: it is what the assistant says. medium: number of the picture or film that it belongs to, or -1.
+    learned: it is what the assistant says. medium: number of the image or video that it belongs to, or -1.
     times: how often it stands there.
     """
 
@@ -37,7 +37,7 @@ class Token(NamedTuple):
     medium: int
 
 
-def image_block(plan: Plan, tokens_per_tile: int, medium: int) -> Iterator[Piece]:
+def image_block(layout: Layout, tokens_per_tile: int, medium: int) -> Iterator[Piece]:
     """The tokens of one picture: its tiles row by row, then the whole of it."""
 
     def marker(name: str) -> Piece:
@@ -45,11 +45,11 @@ def image_block(plan: Plan, tokens_per_tile: int, medium: int) -> Iterator[Piece
 
     image = Piece(IMAGE, "image", token=True, medium=medium, times=tokens_per_tile)
     newline = Piece("\n", "marker", medium=medium)
-    for row in range(1, plan.rows + 1):
-        for col in range(1, plan.cols + 1):
+    for row in range(1, layout.rows + 1):
+        for col in range(1, layout.cols + 1):
             yield from (marker(AROUND), marker(f"<row_{row}_col_{col}>"), image)
         yield newline
-    if plan.rows:
+    if layout.rows:
         yield newline
     yield from (marker(AROUND), marker(WHOLE), image, marker(AROUND))
 

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 
 from tailorbird.errors import DataError
-from tailorbird.processing.chat import ChatFormat, Conversation, Film, Picture, read_messages
+from tailorbird.processing.chat import ChatFormat, Conversation, ImageItem, VideoItem, read_messages
 from tailorbird.processing.picture import open_picture
 from tailorbird.processing.pieces import AROUND, Kind, Piece, Token, encode_pieces, image_block
 from tailorbird.processing.text import IMAGE, ChatTokenizer
-from tailorbird.processing.tiles import LARGEST_PX, Plan, TileSpec
+from tailorbird.processing.tiles import LARGEST_PX, Layout, TileSpec
 from tailorbird.processing.video import OUTRO, Clip, VideoSpec, intro, read_frames, read_video, stamp
 from tailorbird.types import Prompts
 
-ONE_TILE = Plan(resized=(1, 1), grid=(1, 1), rows=0, cols=0)
+ONE_TILE = Layout(resized=(1, 1), grid=(1, 1), rows=0, cols=0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Medium:
-    """A picture, or the frames of a film, before they are cut into tiles."""
+    """An image, or the frames of a video, before they are cut into tiles."""
 
     frames: Tensor  # (n, H, W, 3) uint8
     spec: TileSpec
 
     @property
     def num_tiles(self) -> int:
-        return len(self.frames) * self.spec.plan(*self.frames.shape[1:3]).num_tiles
+        return len(self.frames) * self.spec.layout(*self.frames.shape[1:3]).num_tiles
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +47,7 @@ class Row:
     def counts(self) -> dict[Kind, int]:
         """Tokens by what they are for."""
         found = Counter(token.kind for token in self.tokens)
-        return {kind: found[kind] for kind in ("text", "image", "marker", "film")}
+        return {kind: found[kind] for kind in ("text", "image", "marker", "video")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,9 @@ class Processor:
     ) -> Prompts:
         """Conversations to model inputs.
 
+        Pixels land on the CPU, unless `fast` is set and every picture is a tensor on one other device: then
+        there.
+
         Args:
             reply: end with the beginning of an assistant turn, for the model to go on.
             max_tokens: see `row`, which also says how much was cut; `collate` makes the batch of such rows.
@@ -101,7 +104,7 @@ class Processor:
         """One conversation to tokens; its pictures are opened but not yet cut.
 
         A conversation of more than max_tokens is cut at its end if it is to learn from (no reply), and never
-        within a picture or film: what does not fit is dropped whole. `Row.cut` says how much.
+        within an image or video: what does not fit is dropped whole. `Row.cut` says how much.
 
         Raises:
             DataError: the conversation is malformed, a picture cannot be read, or a prompt is too long.
@@ -152,7 +155,7 @@ class Processor:
         return "".join(piece.text * piece.times for piece in pieces)
 
     def expand(self, conversation: Conversation, *, reply: bool) -> tuple[list[Piece], list[Medium]]:
-        """The prompt in pieces, with a block of tokens for each picture and film, and these opened."""
+        """The prompt in pieces, with a block of tokens for each image and video, and these opened."""
         pieces: list[Piece] = []
         media: list[Medium] = []
         for part in self.chat.lay_out(read_messages(conversation), reply=reply):
@@ -164,64 +167,57 @@ class Processor:
                     "the conversation shows a picture or video to a language model, which sees none: load a "
                     "vision-language model, or give text only"
                 )
-            if isinstance(part, Picture):
+            if isinstance(part, ImageItem):
                 medium = Medium(frames=open_picture(part.source)[None], spec=self.tiles)
-                plan = self.tiles.plan(*medium.frames.shape[1:3])
-                pieces += image_block(plan, self.tokens_per_tile, len(media))
+                layout = self.tiles.layout(*medium.frames.shape[1:3])
+                pieces += image_block(layout, self.tokens_per_tile, len(media))
             else:
                 clip = self._read(part)
-                medium = Medium(frames=clip.frames, spec=self._film_spec)
-                pieces += self._film_block(clip, len(media))
+                medium = Medium(frames=clip.frames, spec=self._video_spec)
+                pieces += self._video_block(clip, len(media))
             media.append(medium)
         return pieces, media
 
     @property
-    def _film_spec(self) -> TileSpec:
+    def _video_spec(self) -> TileSpec:
         edge = min(self.video.longest_edge, LARGEST_PX)
         return replace(self.tiles, longest_edge=edge, split=False)
 
-    def _read(self, film: Film) -> Clip:
-        if isinstance(film.source, str | Path):
-            if film.fps is not None:
-                raise DataError(f'{film.source} says its own frames per second: leave "fps" out')
-            return read_video(film.source, self.video)
-        if film.fps is None:
+    def _read(self, item: VideoItem) -> Clip:
+        if isinstance(item.source, str | Path):
+            if item.fps is not None:
+                raise DataError(f'{item.source} says its own frames per second: leave "fps" out')
+            return read_video(item.source, self.video)
+        if item.fps is None:
             raise DataError('a video of frames needs "fps", how many of them are a second')
-        return read_frames(film.source, film.fps, self.video)
+        return read_frames(item.source, item.fps, self.video)
 
-    def _film_block(self, clip: Clip, medium: int) -> Iterator[Piece]:
-        yield Piece(intro(len(clip.frames), clip.duration_s), "film", medium=medium)
+    def _video_block(self, clip: Clip, medium: int) -> Iterator[Piece]:
+        yield Piece(intro(len(clip.frames), clip.duration_s), "video", medium=medium)
         for time_s in clip.times_s:
-            yield Piece(stamp(time_s), "film", medium=medium)
+            yield Piece(stamp(time_s), "video", medium=medium)
             yield from image_block(ONE_TILE, self.tokens_per_tile, medium)
-        yield Piece(OUTRO, "film", medium=medium)
+        yield Piece(OUTRO, "video", medium=medium)
 
     def _cut(self, media: Sequence[Medium]) -> Tensor:
         """All tiles in order, (num_tiles, 3, tile, tile)."""
-        parts: list[Tensor] = []
         if self.fast:
-            for (spec, _), alike in groupby(media, lambda one: (one.spec, one.frames.shape[1:])):
-                parts.append(spec.fast(torch.cat([one.frames for one in alike])).flatten(0, 1))
+            home, parts = common_device(media), []
+            for (spec, _, _), alike in groupby(media, lambda one: (one.spec, *place_and_size(one))):
+                parts.append(spec.fast(torch.cat([one.frames for one in alike])).flatten(0, 1).to(home))
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         frames = [(one.spec, frame) for one in media for frame in one.frames]
-        with ThreadPoolExecutor(
-            torch.get_num_threads()
-        ) as pool:  # Pillow resizes without the interpreter's lock
+        # Pillow resizes without the interpreter's lock
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return torch.cat(list(pool.map(lambda one: one[0].exact(one[1]), frames)))
 
 
-def padded(prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """The tiles as the reference lays them out.
+def place_and_size(medium: Medium) -> tuple[torch.device, torch.Size]:
+    """Frames that agree in both can be one batch."""
+    return medium.frames.device, medium.frames.shape[1:]
 
-    Returns:
-        pixel_values (B, N, 3, tile, tile) and pixel_attention_mask (B, N, tile, tile) int64, N the most tiles
-        of a row; both are zero where a row has fewer.
-    """
-    if prompts.pixels is None:
-        raise DataError("these prompts have no pictures: there is nothing to lay out")
-    shape = (len(prompts.tiles), max(prompts.tiles))
-    values = prompts.pixels.new_zeros(*shape, *prompts.pixels.shape[1:])
-    mask = torch.zeros(*shape, *prompts.pixels.shape[2:], dtype=torch.int64, device=prompts.pixels.device)
-    for i, part in enumerate(prompts.pixels.split(list(prompts.tiles))):
-        values[i, : len(part)], mask[i, : len(part)] = part, 1
-    return values, mask
+
+def common_device(media: Sequence[Medium]) -> torch.device:
+    """Where all frames are, or the CPU if they are in several places."""
+    devices = {medium.frames.device for medium in media}
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")

@@ -63,21 +63,34 @@ def has_kernel() -> bool:
 
 def by_products(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, 3, H, W) uint8 by weight matrices: columns, round, rows, round."""
+    resized = frames.new_empty(*frames.shape[:2], *size)
+    for frame, place in zip(frames, resized, strict=True):  # a whole video in fp64 would fill a device
+        place.copy_(_product(frame, size))
+    return resized
+
+
+def _product(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """frame: (3, H, W) uint8."""
     height, width = size
-    if frames.shape[-1] != width:
-        frames = _rounded(frames.float() @ weights(frames.shape[-1], width).to(frames.device).T)
-    if frames.shape[-2] != height:
-        frames = _rounded(weights(frames.shape[-2], height).to(frames.device) @ frames.float())
-    return frames
+    if frame.shape[-1] != width:
+        columns = weights(frame.shape[-1], width, frame.device)
+        frame = _rounded(frame.to(columns.dtype) @ columns.T)
+    if frame.shape[-2] != height:
+        rows = weights(frame.shape[-2], height, frame.device)
+        frame = _rounded(rows @ frame.to(rows.dtype))
+    return frame
 
 
 def _rounded(levels: Tensor) -> Tensor:
     return levels.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
 
-@functools.lru_cache(maxsize=64)
-def weights(num_in: int, num_out: int) -> Tensor:
-    """How much of each of num_in pixels goes into each of num_out, (num_out, num_in) fp32.
+@functools.lru_cache(maxsize=16)
+def weights(num_in: int, num_out: int, device: torch.device) -> Tensor:
+    """How much of each of num_in pixels goes into each of num_out, (num_out, num_in).
+
+    In fp64, which neither autocast nor a setting for faster fp32 products (TF32, bf16) touches: each of them
+    is off by levels. MPS has no fp64 and gets fp32: there autocast must be off.
 
     The window is cut at the border and the rest adds up to one again, as in Pillow's Resample.c.
     """
@@ -90,4 +103,5 @@ def weights(num_in: int, num_out: int) -> Tensor:
     x = (pixel + 0.5 - centre) / stretch  # (num_out, num_in)
     seen = (pixel >= first) & (pixel < last) & (x >= -LOBES) & (x < LOBES)
     window = torch.where(seen, torch.sinc(x) * torch.sinc(x / LOBES), 0.0)
-    return (window / window.sum(1, keepdim=True)).float()
+    exact = window / window.sum(1, keepdim=True)
+    return exact.to(device, torch.float32 if device.type == "mps" else torch.float64)

@@ -54,10 +54,8 @@ class InstructionTokenizer:
         self._pad_id = 0 if pad is None else pad
 
     def __reduce__(self) -> tuple[type["InstructionTokenizer"], tuple[str, int]]:
-        return InstructionTokenizer, (
-            self.json,
-            self.max_tokens,
-        )  # a pickled backend reads <image> as a token
+        # a pickled backend reads <image> as a token
+        return InstructionTokenizer, (self.json, self.max_tokens)
 
     @property
     def vocab(self) -> int:
@@ -124,6 +122,11 @@ class ChatTokenizer:
     @property
     def vocab(self) -> int:
         return self._backend.get_vocab_size()
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id of any token: with gaps in the ids, more than `vocab` - 1."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def has(self, token: str) -> bool:
         return token in self._ids

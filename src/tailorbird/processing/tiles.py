@@ -18,7 +18,7 @@ LARGEST_PX = 4096  # the reference shrinks what would be longer after the first 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Layout:
     """What becomes of one picture. Sizes are (height, width) in px.
 
     resized: after the first resize. grid: what is cut into tiles. rows, cols: 0 if it is one tile.
@@ -55,16 +55,16 @@ class TileSpec:
         if self.longest_edge < 1 or self.tile < 1:
             raise ConfigError(f"{self} does not describe tiles: sizes must be at least 1 px")
 
-    def plan(self, height: int, width: int) -> Plan:
+    def layout(self, height: int, width: int) -> Layout:
         """Sizes as the reference computes them: short sides by int(), then up to even."""
         edge = self.longest_edge if self.upscale else min(self.longest_edge, max(height, width))
         resized = _below(*_to_longest(height, width, edge), LARGEST_PX)
         if not self.split:
-            return Plan(resized=resized, grid=(self.tile, self.tile), rows=0, cols=0)
+            return Layout(resized=resized, grid=(self.tile, self.tile), rows=0, cols=0)
         grid = self._whole_tiles(*resized)
         cuts = grid[0] // self.tile, grid[1] // self.tile
         rows, cols = cuts if cuts != (1, 1) else (0, 0)
-        return Plan(resized=resized, grid=grid, rows=rows, cols=cols)
+        return Layout(resized=resized, grid=grid, rows=rows, cols=cols)
 
     def exact(self, picture: Tensor) -> Tensor:
         """The reference's own pixels, by Pillow.
@@ -75,13 +75,13 @@ class TileSpec:
             (num_tiles, 3, tile, tile) in [-1, 1]: the cuts row by row, then the whole picture.
         Source: SmolVLMImageProcessorPil, transformers 5.23; equal bytes in tests/parity/test_pixels.py.
         """
-        plan = self.plan(*picture.shape[:2])
+        layout = self.layout(*picture.shape[:2])
         image = Image.fromarray(picture.cpu().numpy())
-        for height, width in (plan.resized, plan.grid):
+        for height, width in (layout.resized, layout.grid):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         parts = [np.asarray(image)]
-        if plan.rows:
-            cuts = parts[0].reshape(plan.rows, self.tile, plan.cols, self.tile, 3).swapaxes(1, 2)
+        if layout.rows:
+            cuts = parts[0].reshape(layout.rows, self.tile, layout.cols, self.tile, 3).swapaxes(1, 2)
             whole = image.resize((self.tile, self.tile), Image.Resampling.LANCZOS)
             parts = [*cuts.reshape(-1, self.tile, self.tile, 3), np.asarray(whole)]
         tiles = np.stack(parts).transpose(0, 3, 1, 2)  # (num_tiles, 3, tile, tile)
@@ -101,29 +101,27 @@ class TileSpec:
                 f"frames are (B, H, W, 3) or (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}"
             )
         frames = frames.movedim(-1, 1) if frames.shape[-1] == 3 else frames  # (B, 3, H, W)
-        plan = self.plan(*frames.shape[-2:])
-        shape = (len(frames), plan.num_tiles, 3, self.tile, self.tile)
+        layout = self.layout(*frames.shape[-2:])
+        shape = (len(frames), layout.num_tiles, 3, self.tile, self.tile)
         tiles = torch.empty(shape, dtype=dtype, device=frames.device)
         if frames.device.type != "cpu":
-            self._fill(tiles, frames, plan)
+            self._fill(tiles, frames, layout)
             return tiles
-        with ThreadPoolExecutor(
-            min(torch.get_num_threads(), len(frames))
-        ) as pool:  # the kernel uses one core
-            list(
-                pool.map(lambda i: self._fill(tiles[i : i + 1], frames[i : i + 1], plan), range(len(frames)))
-            )
+        # the kernel uses one core
+        with ThreadPoolExecutor(min(torch.get_num_threads(), len(frames))) as pool:
+            slices = [slice(i, i + 1) for i in range(len(frames))]
+            list(pool.map(lambda one: self._fill(tiles[one], frames[one], layout), slices))
         return tiles
 
-    def _fill(self, tiles: Tensor, frames: Tensor, plan: Plan) -> None:
+    def _fill(self, tiles: Tensor, frames: Tensor, layout: Layout) -> None:
         """frames (B, 3, H, W) uint8 into tiles (B, num_tiles, 3, tile, tile)."""
-        grid = lanczos(lanczos(frames, plan.resized), plan.grid)  # (B, 3, height, width)
-        whole = lanczos(grid, (self.tile, self.tile)) if plan.rows else grid
-        if plan.rows:
-            cuts = grid.unflatten(3, (plan.cols, self.tile)).unflatten(2, (plan.rows, self.tile))
-            for row in range(plan.rows):
-                for col in range(plan.cols):  # one by one: a tile is scaled while it is in the cache
-                    tile = tiles[:, row * plan.cols + col]
+        grid = lanczos(lanczos(frames, layout.resized), layout.grid)  # (B, 3, height, width)
+        whole = lanczos(grid, (self.tile, self.tile)) if layout.rows else grid
+        if layout.rows:
+            cuts = grid.unflatten(3, (layout.cols, self.tile)).unflatten(2, (layout.rows, self.tile))
+            for row in range(layout.rows):
+                for col in range(layout.cols):  # one by one: a tile is scaled while it is in the cache
+                    tile = tiles[:, row * layout.cols + col]
                     tile.copy_(cuts[:, :, row, :, col]).mul_(2 / 255).sub_(1)
         tiles[:, -1].copy_(whole).mul_(2 / 255).sub_(1)
 

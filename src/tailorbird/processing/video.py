@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.processing.film import FilmFile
 from tailorbird.processing.picture import open_picture
+from tailorbird.processing.video_file import VideoFile
 
-SKIPPED_S = 1  # at both ends of a film that has more to show than is sampled
+SKIPPED_S = 1  # at both ends of a video that has more to show than is sampled
 MOST_FRAMES = 999  # as far as the words go
 TO_NINETEEN = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -116,17 +116,20 @@ def read_frames(frames: Any, fps: float, spec: VideoSpec) -> Clip:
 
 
 def read_video(path: str | Path, spec: VideoSpec) -> Clip:
-    """Sample a video file. What is between two wanted frames is decoded only back to the last key frame.
+    """Sample a video file.
 
+    Of an mp4, and of a Matroska or WebM with frames of equal length, only what lies between a wanted frame
+    and the key frame before it is decoded. Other files, and those that such leaps fail in, are decoded from
+    the beginning to the last wanted frame; if they do not count their frames, all of them before that.
     A rotation that the file asks players for is not applied, as in the reference.
 
     Raises:
         DataError: the file is missing, damaged, cut, too large, or no video.
     """
-    film = FilmFile(Path(path))
-    num_frames = film.num_frames
-    wanted = sample(num_frames, film.fps, spec).tolist()
-    return _clip(film.pick(wanted), wanted, film.fps, num_frames)
+    file = VideoFile(Path(path))
+    num_frames = file.num_frames
+    wanted = sample(num_frames, file.fps, spec).tolist()
+    return _clip(file.pick(wanted), wanted, file.fps, num_frames)
 
 
 def _clip(pictures: Sequence[Tensor], indices: Sequence[int], fps: float, num_frames: int) -> Clip:

@@ -3,8 +3,11 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import SEEK_CUR
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, BinaryIO
 
 import av
 import av.error
@@ -15,10 +18,19 @@ from tailorbird.errors import DataError
 
 LARGEST_FRAME = 64_000_000  # px; 8K has 33 million
 LARGEST_CLIP = 1_000_000_000  # px of all frames kept: 3 GB
+EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")  # how parts of a Matroska begin
+# Neither a name nor what stands in a file may lead FFmpeg to another file, or into the network.
+ALONE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,gif",  # a playlist is a format too
+}
 
 
-class FilmFile:
-    """A video file that has been read once, without decoding: what it promises is there.
+class VideoFile:
+    """A video file that has been read once: what it promises is there.
+
+    Nothing is decoded if the file counts its frames, or is a Matroska (WebM) with one packet every so often.
+    Else all of it is, to count.
 
     num_frames: as many as can be decoded. fps: on average.
     """
@@ -29,19 +41,29 @@ class FilmFile:
             if not stream.average_rate:
                 raise DataError(f"{path} does not say its frames per second: convert it to mp4")
             self.fps, promised = float(stream.average_rate), stream.frames
+            is_matroska = "matroska" in file.format.name
             packets = [(p.pts, p.is_keyframe) for p in self._packets(file, stream) if p.size]
         if len(packets) < promised and _is_cut(path):
             raise DataError(
                 f"{path} ends after {len(packets)} of its {promised} frames: it is cut. Fetch it again, or "
                 "convert it to keep what is there"
             )
+        if is_matroska and _is_cut(path):
+            raise DataError(
+                f"{path} is shorter than it says: it is cut. Fetch it again, or convert it to keep what is "
+                "there"
+            )
         times = {pts for pts, _ in packets}
-        # Matroska and others do not count, and an edit list hides some of what an mp4 counts: then a packet
-        # need not be a frame, and the only sure number is that of the frames that come out.
-        self._seekable = len(packets) == promised == len(times) and None not in times
+        keys = sorted(pts for pts, is_key in packets if is_key and pts is not None)
+        # An edit list hides some of what an mp4 counts, and VP8 has packets that are never shown: then the
+        # only sure number is that of the frames that come out.
+        self._seekable = None not in times and (
+            len(packets) == promised == len(times)
+            or (is_matroska and not promised and _is_regular(sorted(times)) and keys[:1] == [min(times)])
+        )
         self._times = sorted(times) if self._seekable else []
-        self._keys = sorted(pts for pts, is_key in packets if is_key) if self._seekable else []
-        self.num_frames = promised if self._seekable else sum(1 for _ in self._in_order())
+        self._keys = keys if self._seekable else []
+        self.num_frames = len(times) if self._seekable else sum(1 for _ in self._in_order())
         if not self.num_frames:
             raise DataError(f"{path} holds a video of no frames: record or fetch it again")
 
@@ -49,9 +71,8 @@ class FilmFile:
         """Frames by number, ascending, each (H, W, 3) uint8."""
         pictures: list[Tensor] = []
         if self._seekable:
-            with suppress(
-                DataError
-            ):  # from the key frame of an open group, the next frames cannot be decoded
+            # from the key frame of an open group, the next frames cannot be decoded
+            with suppress(DataError):
                 pictures = self._kept(self._leaping(wanted))
         if len(pictures) < len(wanted):
             pictures = self._kept(self._in_order(wanted))
@@ -101,7 +122,9 @@ class FilmFile:
         """The container and its first video stream, checked; damage in the block is named after the file."""
         path = self._path
         try:
-            with av.open(str(path)) as file:
+            if not S_ISREG(path.stat().st_mode):
+                raise DataError(f"{path} is no regular file: give the path of a video")
+            with av.open(f"file:{path}", options=ALONE) as file:
                 if not file.streams.video:
                     kinds = ", ".join(sorted({stream.type for stream in file.streams})) or "nothing"
                     raise DataError(f"{path} has no video, only {kinds}: give another file")
@@ -143,17 +166,53 @@ class FilmFile:
             )
 
 
+def _is_regular(times: Sequence[int]) -> bool:
+    """Whether frames are equally long, as far as ticks can say."""
+    gaps = {after - before for before, after in pairwise(times)}
+    return bool(times) and (not gaps or max(gaps) - min(gaps) <= 1)
+
+
 def _is_cut(path: Path) -> bool:
-    """Whether a box of an mp4 (or the one chunk of an AVI) promises more bytes than there are."""
-    size, at = path.stat().st_size, 0
+    """Whether an mp4, AVI or Matroska promises more bytes than there are."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        while at + 16 <= size:
-            file.seek(at)
-            header = file.read(16)
-            length = int.from_bytes(header[:4])
-            if length == 1:  # the true one follows the name
-                length = int.from_bytes(header[8:])
-            if length < 8:  # 0: to the end of the file
-                return False
-            at += length
-    return at > size
+        if file.read(4) == EBML:
+            return _end_of_segment(file) > size
+        return _end_of_boxes(file, size) > size
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Where the last box of an mp4 ends, or the one chunk of an AVI; 0 if it does not say."""
+    at = 0
+    while at + 16 <= size:
+        file.seek(at)
+        header = file.read(16)
+        length = int.from_bytes(header[:4])
+        if length == 1:  # the true one follows the name
+            length = int.from_bytes(header[8:])
+        if length < 8:  # 0: to the end of the file
+            return 0
+        at += length
+    return at
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """Where the segment of a Matroska ends; 0 if it does not say. The file stands behind its first word."""
+    header = _length(file)
+    if header is None:
+        return 0
+    file.seek(header, SEEK_CUR)
+    if file.read(4) != SEGMENT:
+        return 0
+    length = _length(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _length(file: BinaryIO) -> int | None:
+    """An EBML length: as many bytes as the first has zeros in front, and one; only ones mean unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    bits = 7 * (9 - first[0].bit_length())
+    value = int.from_bytes(first + file.read(bits // 7 - 1)) & ((1 << bits) - 1)
+    return None if value == (1 << bits) - 1 else value

@@ -1,7 +1,10 @@
 """Which frames of a video are seen, what is said about them, and which files are refused."""
 
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,8 +15,17 @@ from PIL import Image
 
 from tailorbird.data.video import encode
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.processing import film
-from tailorbird.processing.video import VideoSpec, in_words, intro, read_frames, read_video, sample, stamp
+from tailorbird.processing import video_file
+from tailorbird.processing.video import (
+    Clip,
+    VideoSpec,
+    in_words,
+    intro,
+    read_frames,
+    read_video,
+    sample,
+    stamp,
+)
 
 SPEC = VideoSpec(max_frames=4, fps=2.0)
 
@@ -30,7 +42,7 @@ def numbers(frames: torch.Tensor) -> list[int]:
 
 @pytest.fixture
 def mp4(tmp_path: Path) -> Path:
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     path.write_bytes(encode(grey(30), 10))
     return path
 
@@ -107,25 +119,97 @@ def test_frames_in_memory_are_sampled_like_those_of_a_file(mp4: Path) -> None:
         assert clip.duration_s == 3.0
 
 
-def test_a_container_that_does_not_count_its_frames_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "film.mkv"
-    with av.open(str(path), "w", format="matroska") as file:
-        stream = file.add_stream("mpeg4", rate=10)
+@pytest.fixture
+def mkv(mp4: Path) -> Path:
+    return repacked(mp4, mp4.with_suffix(".mkv"))
+
+
+def repacked(source: Path, target: Path, stretch: int = 0) -> Path:
+    """The packets of a video in another container. stretch: ticks of 1 / 10 s to add before frame 20."""
+    with av.open(str(source)) as file, av.open(str(target), "w") as copy:
+        stream = copy.add_stream_from_template(file.streams.video[0])
+        for packet in file.demux(video=0):
+            if packet.size:
+                late = (
+                    int(Fraction(stretch, 10) / packet.time_base) if packet.pts * packet.time_base >= 2 else 0
+                )
+                packet.pts, packet.dts = packet.pts + late, packet.dts + late
+                packet.stream = stream
+                copy.mux(packet)
+    with av.open(str(target)) as copy:
+        assert copy.streams.video[0].frames == 0
+    return target
+
+
+def decoded_by(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Clip, int]:
+    """What is read, and how many frames were decoded for it."""
+    num, real = 0, video_file.VideoFile._decoded
+
+    def counted(*args: Any) -> Iterator[Any]:
+        nonlocal num
+        for frame in real(*args):
+            num += 1
+            yield frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video_file.VideoFile, "_decoded", counted)
+        return read_video(path, SPEC), num
+
+
+def test_a_matroska_gives_the_frames_of_the_mp4_and_decodes_no_more(
+    mp4: Path, mkv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ours, num_ours), (expected, num_expected) = (decoded_by(path, monkeypatch) for path in (mkv, mp4))
+    assert torch.equal(ours.frames, expected.frames)
+    assert (ours.times_s, ours.duration_s) == (expected.times_s, expected.duration_s)
+    assert num_ours == num_expected <= 1 + 10 + 10 + 10  # key frames are 10 apart; the first is wanted
+
+
+def test_few_frames_of_a_long_matroska_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.mp4"
+    path.write_bytes(encode(np.repeat(grey(50), 8, 0), 10))
+    clip, num_decoded = decoded_by(repacked(path, tmp_path / "long.mkv"), monkeypatch)
+    assert len(clip.frames) == 4
+    assert num_decoded <= 4 * 10 < 400
+
+
+def test_a_matroska_of_uneven_frames_is_counted_by_decoding(
+    mp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repacked(mp4, tmp_path / "uneven.mkv", stretch=3)
+    clip, num_decoded = decoded_by(path, monkeypatch)
+    assert torch.equal(clip.frames, read_video(mp4, SPEC).frames[: len(clip.frames)])
+    assert num_decoded >= 30
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mkv", "mpeg4"), ("ts", "libx264"), ("avi", "mpeg4")])
+def test_other_containers_give_the_same_frames(tmp_path: Path, container: str, codec: str) -> None:
+    path = tmp_path / f"video.{container}"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
         for one in grey(30, 16, 32):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(one), format="rgb24")))
         file.mux(stream.encode())
-    with av.open(str(path)) as file:
-        assert file.streams.video[0].frames == 0
     clip = read_video(path, SPEC)
     assert numbers(clip.frames) == [0, 9, 19, 29]
     assert clip.duration_s == pytest.approx(3.0)
 
 
+def test_a_matroska_is_refused_wherever_it_was_cut(mkv: Path) -> None:
+    whole = mkv.read_bytes()
+    for length in np.random.default_rng(0).integers(len(whole) // 5, len(whole), 40).tolist():
+        mkv.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"video\.mkv .*cut"):
+            read_video(mkv, SPEC)
+
+
 def test_only_what_is_wanted_is_kept(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[tuple[int, ...]] = []
     real = torch.from_numpy
-    monkeypatch.setattr(film.torch, "from_numpy", lambda array: (kept.append(array.shape), real(array))[1])
+    monkeypatch.setattr(
+        video_file.torch, "from_numpy", lambda array: (kept.append(array.shape), real(array))[1]
+    )
     read_video(mp4, SPEC)
     assert kept == [(16, 24, 3)] * 4
 
@@ -138,15 +222,17 @@ def test_only_what_is_wanted_is_kept(mp4: Path, monkeypatch: pytest.MonkeyPatch)
         ("libx264", {"bf": "3", "g": "9", "x264-params": "open-gop=1:scenecut=0"}),
         ("libx264", {"bf": "2", "g": "300"}),
         ("mpeg4", {"bf": "2", "g": "6"}),
+        ("libvpx-vp9", {"g": "10", "lag-in-frames": "16", "cpu-used": "8"}),
     ],
 )
 @pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_leaping_between_key_frames_finds_what_decoding_in_order_finds(
-    tmp_path: Path, codec: str, options: dict[str, str], uneven: bool
+    tmp_path: Path, codec: str, options: dict[str, str], uneven: bool, container: str
 ) -> None:
-    path, time = tmp_path / "film.mp4", 0
+    path, time = tmp_path / "video", 0
     rng = np.random.default_rng(0)
-    with av.open(str(path), "w", format="mp4") as file:
+    with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for _ in range(60):
@@ -155,8 +241,8 @@ def test_leaping_between_key_frames_finds_what_decoding_in_order_finds(
             time += int(rng.integers(1, 4)) if uneven else 1
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    reader = film.FilmFile(path)
-    assert reader._seekable
+    reader = video_file.VideoFile(path)
+    assert reader._seekable == (container == "mp4" or not uneven)
     assert reader.num_frames == 60
     everything = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in reader._in_order()]
     assert len(everything) == 60
@@ -168,10 +254,51 @@ def test_leaping_between_key_frames_finds_what_decoding_in_order_finds(
 def test_what_lies_before_the_last_key_frame_is_not_decoded(
     mp4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, decoded = film.FilmFile(mp4), []
+    reader, decoded = video_file.VideoFile(mp4), []
     monkeypatch.setattr(reader, "_check_size", lambda *size: decoded.append(size))
     reader.pick([0, 29])  # key frames are 10 apart
     assert len(decoded) <= 1 + 1 + 10  # the stream itself, frame 0, at most frames 20 to 29
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pipe:0", "concat:{a}|{b}", "subfile,,start,0,end,0,,:{a}", "file:{a}", "http://localhost:9/a.mp4"],
+)
+def test_a_name_that_ffmpeg_takes_for_an_address_is_a_missing_file(mp4: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
+        read_video(name.format(a=mp4, b=mp4), SPEC)
+
+
+def test_a_file_with_the_name_of_an_address_is_read(
+    mp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pipe:0", "concat:a|b", "-i", "a%03d.mp4", "cache:x"):
+        (tmp_path / name).write_bytes(mp4.read_bytes())
+        assert numbers(read_video(name, SPEC).frames) == [0, 9, 19, 29]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{mp4}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {mp4}\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><Period/></MPD>",
+    ],
+    ids=["hls", "ffconcat", "sdp", "dash"],
+)
+def test_a_playlist_named_like_a_video_opens_nothing_else(mp4: Path, content: str) -> None:
+    path = mp4.with_name("list.mp4")
+    path.write_text(content.format(mp4=mp4.name))
+    with pytest.raises(DataError, match=r"list\.mp4 is not a readable video"):
+        read_video(path, SPEC)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DataError, match=r"pipe\.mp4 is no regular file"):
+        read_video(tmp_path / "pipe.mp4", SPEC)
 
 
 def damage(mp4: Path, kind: str) -> Path:
@@ -180,7 +307,7 @@ def damage(mp4: Path, kind: str) -> Path:
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is not a film\n" * 50)
+        path.write_text("this is not a video\n" * 50)
     elif kind == "half":
         path.write_bytes(whole[: len(whole) // 2])
     elif kind == "garbled":
@@ -197,7 +324,7 @@ def damage(mp4: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("missing", r"missing\.mp4 cannot be read \(No such file .*: check the path"),
-        ("folder", r"folder\.mp4 (cannot be read|is not a readable video)"),
+        ("folder", r"folder\.mp4 is no regular file: give the path of a video"),
         ("empty", r"empty\.mp4 is not a readable video .* Fetch or convert it again"),
         ("text", r"text\.mp4 is not a readable video .* Fetch or convert it again"),
         ("half", r"half\.mp4 is not a readable video .* Fetch or convert it again"),
@@ -257,9 +384,9 @@ def box(length: int, name: bytes, body: int) -> bytes:
 def test_a_file_is_cut_if_a_box_promises_more_than_there_is(
     tmp_path: Path, content: bytes, cut: bool
 ) -> None:
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     path.write_bytes(content)
-    assert film._is_cut(path) == cut
+    assert video_file._is_cut(path) == cut
 
 
 def test_a_video_that_was_never_filled_is_refused(tmp_path: Path) -> None:
@@ -308,12 +435,12 @@ def test_a_recording_of_sound_alone_is_refused(tmp_path: Path) -> None:
 def test_frames_too_large_to_hold_are_refused_before_they_are_decoded(
     mp4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(film, "LARGEST_FRAME", 16 * 24 - 1)
-    with pytest.raises(DataError, match=r"film\.mp4 are 24 x 16 px, more than the 383 px a frame"):
+    monkeypatch.setattr(video_file, "LARGEST_FRAME", 16 * 24 - 1)
+    with pytest.raises(DataError, match=r"video\.mp4 are 24 x 16 px, more than the 383 px a frame"):
         read_video(mp4, SPEC)
-    monkeypatch.setattr(film, "LARGEST_FRAME", 16 * 24)
-    monkeypatch.setattr(film, "LARGEST_CLIP", 4 * 16 * 24 - 1)
-    with pytest.raises(DataError, match=r"4 frames of .*film\.mp4 .* or sample fewer frames"):
+    monkeypatch.setattr(video_file, "LARGEST_FRAME", 16 * 24)
+    monkeypatch.setattr(video_file, "LARGEST_CLIP", 4 * 16 * 24 - 1)
+    with pytest.raises(DataError, match=r"4 frames of .*video\.mp4 .* or sample fewer frames"):
         read_video(mp4, SPEC)
     assert len(read_video(mp4, VideoSpec(max_frames=3, fps=2.0)).frames) == 3
 
