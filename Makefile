@@ -42,7 +42,7 @@ check: .venv/test  ## lint, types, layers, sizes
 	@$(BIN)/python -m pytest -q tests/test_house.py tests/test_layers.py
 
 full: .venv/test  ## parity and memory at the released size: minutes, and some GB of memory
-	@$(BIN)/python -m pytest -m full --durations=5
+	@$(BIN)/python -m pytest --full -m full --durations=5
 
 bench: .venv/demo  ## measure, side by side, into results/
 	@$(BIN)/python bench/render.py

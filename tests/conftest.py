@@ -13,6 +13,22 @@ from tailorbird.data.record import record
 from tailorbird.sim.config import SimConfig
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="run tests marked full too: minutes, some GB of memory"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever -m says: `-m parity` alone must not start what takes minutes."""
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def recorded_config() -> RecordConfig:
     """Two quick tasks, six demonstrations, pictures of 48 px, disturbed as by default."""

@@ -15,6 +15,7 @@ from tailorbird.checkpoint.gguf import gguf_rules
 from tailorbird.checkpoint.table import revert
 from tailorbird.model.build import build_model
 from tailorbird.model.config import DecoderConfig
+from tailorbird.processing.chat import CHATML
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = [
@@ -110,6 +111,7 @@ class Gguf:
             "tokenizer.ggml.merges": [" ".join(pair) for pair in MERGES],
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.chat_template": CHATML.template,
         }
 
     @staticmethod

@@ -92,6 +92,17 @@ def test_tensors_read_in_windows_are_those_of_the_file(
     assert all(value.data_ptr() % 64 == 0 for value in first.state_dict().values())
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_others_may_read_what_the_umask_lets_them_read(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_shards(tmp_path, {"a": torch.ones(3), "b": torch.ones(4)}, 12)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_a_tensor_without_axes_is_read(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a": torch.tensor(3.0), "b": torch.ones(0, 4)}, 10**9)
     stored = list_tensors(tmp_path / "model.safetensors")
@@ -187,7 +198,20 @@ def test_an_index_that_differs_from_its_shards_is_refused(shards: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"weight_map": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"weight_map": 3}',
+        b'{"weight_map": [[1, "a"], ["b", "c"]]}',
+        b"\xff\xfe",
+        b"[" * 200_000,
+    ],
+    ids=["empty", "cut", "a list", "no map", "a number", "pairs", "no text", "nested without end"],
+)
 def test_a_broken_index_is_named(shards: Path, content: bytes) -> None:
     (shards / INDEX).write_bytes(content)
     refused(shards, r"index\.json is no index of shards .*save or fetch the checkpoint again")
@@ -252,7 +276,7 @@ import re, sys
 from pathlib import Path
 import torch
 from tailorbird.checkpoint.released import vlm_config
-from tailorbird.checkpoint.processor import read_object
+from tailorbird.checkpoint.folder import read_object
 from tailorbird.checkpoint.vlm import load_model
 from tailorbird.model.build import build_model
 

@@ -20,7 +20,7 @@ import json, sys
 from tailorbird.checkpoint.hub import find_model
 from tailorbird.errors import CheckpointError
 try:
-    root = find_model(*sys.argv[1:])
+    root = find_model(*sys.argv[1:3], weights=sys.argv[3:] != ["without weights"])
     files = sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
     print(json.dumps({"root": str(root), "files": files}))
 except CheckpointError as error:
@@ -85,6 +85,19 @@ def test_a_model_is_fetched_by_name_once_and_then_found_without_the_hub(
     assert "Check the network and HF_HUB_OFFLINE" in missing
 
 
+def test_the_words_of_a_model_are_fetched_without_its_weights_and_those_later(
+    tmp_path: Path, endpoint: str, remote: Path, asked: list[str]
+) -> None:
+    home = tmp_path / "home"
+    found = fetch(home, endpoint, ID, "main", "without weights")
+    names = {file.name for file in remote.iterdir() if file.suffix in (".json", ".jinja")}
+    assert set(found["files"]) == names  # type: ignore[call-overload]
+    assert not [path for path in asked if path.endswith(".safetensors")]
+    whole = fetch(home, endpoint, ID)
+    assert whole["root"] == found["root"]
+    assert read_vlm(Path(str(whole["root"]))).model.cfg == CFG
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -125,3 +138,11 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is a file: name the folder"):
         find_model(tmp_path / "model.safetensors")
+    (tmp_path / "A.GGUF").touch()
+    with pytest.raises(CheckpointError, match=r"A\.GGUF is a file: name the folder"):
+        find_model(tmp_path / "A.GGUF")
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a folder has no revisions: .* 'v3\.0'"):
+        find_model(tmp_path, "v3.0")

@@ -51,7 +51,7 @@ def test_the_tokenizer_merges_words_and_cuts_digits(tmp_path: Path) -> None:
 
 def test_end_ids_and_chat_template_are_read(tmp_path: Path) -> None:
     tower = read_gguf(Gguf(metadata={"tokenizer.chat_template": "{{ 1 }}"}).write(tmp_path / "a.gguf"))
-    assert (tower.end_ids, tower.template) == ((2,), "{{ 1 }}")
+    assert (tower.end_ids, tower.template) == ({2}, "{{ 1 }}")
 
 
 def test_a_file_without_kv_heads_and_rope_base_has_those_of_the_format(tmp_path: Path) -> None:
@@ -128,6 +128,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a merge of three": ({"metadata": {"tokenizer.ggml.merges": ["h e l"]}}, "a merge is not two tokens"),
     "a merge of strangers": ({"metadata": {"tokenizer.ggml.merges": ["h xyz"]}}, "tokenizer is damaged"),
     "too few types": ({"metadata": {"tokenizer.ggml.token_type": [1, 1]}}, "the types of its 265 tokens"),
+    "several ends": ({"metadata": {"tokenizer.ggml.eos_token_id": [2, 1]}}, "eos_token_id is [2, 1], one of"),
+    "an end in words": ({"metadata": {"tokenizer.ggml.eos_token_id": "2"}}, "eos_token_id is '2', one of"),
+    "an end beyond the words": (
+        {"metadata": {"tokenizer.ggml.eos_token_id": 265}},
+        "eos_token_id is 265, one of 265 tokens is needed",
+    ),
+    "a template of numbers": (
+        {"metadata": {"tokenizer.chat_template": 3}},
+        "tokenizer.chat_template is 3, a text is needed",
+    ),
+    "a number of tokens": ({"metadata": {"tokenizer.ggml.tokens": 265}}, "lacks tokens or merges"),
+    "several splits": (
+        {"metadata": {"tokenizer.ggml.pre": ["smollm", "gpt-2"]}},
+        "tokenizer.ggml.pre is ['smollm', 'gpt-2'], a text is needed",
+    ),
+    "an endless size": (
+        {"metadata": {SIZE + "block_count": list(range(100_000))}},
+        "block_count is [0, 1, 2, 3, 4, 5, ...], a number",
+    ),
     "byte tokens": (
         {"metadata": {"tokenizer.ggml.token_type": [6] * 265}},
         "has one of (1, 3, 4, 5) for each",

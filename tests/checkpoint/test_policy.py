@@ -108,7 +108,11 @@ def test_cut_weights_are_named(folder: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 200_000, b'{"a":' + b"9" * 5000 + b"}"],
+    ids=["empty", "cut", "a list", "no text", "nested without end", "a number without end"],
+)
 def test_a_broken_text_file_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(
@@ -142,6 +146,11 @@ def test_another_format_number_is_refused_with_what_to_do(folder: Path) -> None:
         (lambda c: c["pipeline"]["state"].update(std=[1.0, 1.0, 1.0, 1.0, -1.0]), "deviations not negative"),
         (lambda c: c["pipeline"]["image"].update(sise=3), r"config.json: image: unknown \['sise'\]"),
         (lambda c: c["model"].update(chunk=0), "chunk"),
+        (lambda c: c["pipeline"].update(hz=10**400), "config.json: hz should be"),
+        (lambda c: c["pipeline"].update(hz=[[[[[[[[]]]]]]]]), r"is \[{7}\.\.\.\]{7}"),
+        (lambda c: c["model"]["expert"].update(num_layers=1), "lacks"),
+        (lambda c: c["model"]["vlm"]["decoder"].update(num_layers=10**9), "too few for the 10000"),
+        (lambda c: c["model"]["vlm"]["decoder"].update(head_dim=2**62), "no model has such sizes"),
         (lambda c: c["model"].update(depth=3), r"config.json: model: unknown \['depth'\]"),
         (lambda c: c["model"]["vlm"].pop("decoder") and c["model"].pop("vlm"), r"missing \['vlm'\]"),
     ],

@@ -63,6 +63,13 @@ def golden(size: str) -> dict[str, Any]:
     return json.loads((GOLDEN / f"{size}-config.json").read_text())
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize("size", RELEASED)
 def test_a_released_config_is_the_size_of_that_name(size: str) -> None:
     config = golden(size)
@@ -137,6 +144,14 @@ def test_an_image_tower_with_a_stem_has_no_released_form() -> None:
         ("text_config", {"num_attention_heads": 0}, r"num_attention_heads is 0"),
         ("text_config", {"num_key_value_heads": 4}, r"num_kv_heads=4"),
         ("text_config", {"num_hidden_layers": 30.0}, r"num_hidden_layers is 30\.0 .*whole number"),
+        ("text_config", {"hidden_size": 2**28 + 1}, r"hidden_size is 268435457 .*whole number up to 2\^28"),
+        ("vision_config", {"image_size": 10**30}, r"image_size is 10+ .*whole number up to 2\^28"),
+        ("", {"image_token_id": 10**30}, r"image_token_id is 10+ .*whole number up to 2\^28"),
+        ("text_config", {"rms_norm_eps": float("inf")}, r"rms_norm_eps is inf .*positive number"),
+        ("text_config", {"rms_norm_eps": float("nan")}, r"rms_norm_eps is nan .*positive number"),
+        ("text_config", {"rope_theta": 10**400}, r"rope_theta is 10+\.\.\.0+ .*positive number"),
+        ("text_config", {"hidden_act": nested(600)}, r"hidden_act is \[{7}\.\.\.\]{7} and"),
+        ("text_config", {"hidden_act": "x" * 10**6}, r"hidden_act is 'x+\.\.\.x+' and"),
     ],
 )
 def test_what_is_not_supported_is_named_with_its_file(

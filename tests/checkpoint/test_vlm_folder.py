@@ -225,7 +225,11 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         "video_preprocessor_config.json",
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 200_000, b'{"a":' + b"9" * 5000 + b"}"],
+    ids=["empty", "cut", "a list", "no text", "nested without end", "a number without end"],
+)
 def test_a_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     refused(folder, rf"{name}.*([Rr]estore|[Ff]etch)")
@@ -257,6 +261,9 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("video_preprocessor_config.json", {"video_sampling": {"max_frames": 0}}, r"must be positive"),
         ("processor_config.json", {"image_seq_len": 64}, r"image_seq_len is 64, .* a tile has 9 tokens"),
         ("processor_config.json", {"image_processor": 3}, r"image_processor is no object"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 10**30}}, r"size is .*'longest_edge'"),
+        ("video_preprocessor_config.json", {"video_sampling": {"max_frames": 10**30}}, r"max_frames is 10+"),
+        ("video_preprocessor_config.json", {"video_sampling": {"fps": float("inf")}}, r"fps"),
         ("config.json", {"image_token_id": 0}, rf"id of <image> is {IMAGE_ID}, image_token_id .* is 0"),
         ("config.json", {"scale_factor": 4}, r"config\.json: a grid of 6 patches .* does not divide by"),
         ("generation_config.json", {"eos_token_id": 301}, r"eos_token_id is 301, which names none of 301"),
@@ -275,7 +282,42 @@ def test_words_beyond_the_vocabulary_are_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["vocab_size"] = 200
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, r"tokenizer\.json has \d+ words, the model of config\.json 200: fetch both")
+    refused(
+        folder, r"tokenizer\.json has words with ids up to \d+, the model of config\.json 200 rows: fetch"
+    )
+
+
+def test_a_tokenizer_whose_ids_have_holes_cannot_name_rows_that_are_not_there(folder: Path) -> None:
+    words = json.loads((folder / "tokenizer.json").read_text())
+    vocab = words["model"]["vocab"]
+    assert len(vocab) < CFG.decoder.vocab
+    vocab[max(vocab, key=vocab.__getitem__)] = 5000
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    refused(
+        folder, r"tokenizer\.json has words with ids up to 5000, the model of config\.json 301 rows: fetch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("text_config", {"num_hidden_layers": 2**28}, r"has \d+ tensors, too few for the 268435458 layers"),
+        ("vision_config", {"num_hidden_layers": 2**28}, r"has \d+ tensors, too few for the 268435459 layers"),
+        (
+            "text_config",
+            {"head_dim": 2**28, "num_attention_heads": 2**28, "hidden_size": 2**28},
+            r"no model has such sizes",
+        ),
+        ("vision_config", {"hidden_size": 3 * 2**26, "intermediate_size": 2**28}, r"is made of"),
+    ],
+)
+def test_sizes_beyond_the_file_are_refused_before_anything_is_built(
+    folder: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[part].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, message)
 
 
 def test_a_tokenizer_without_the_tokens_of_images_is_refused(folder: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from tailorbird.checkpoint.components import read_text, read_vision, text_config, vision_config
+from tailorbird.checkpoint.folder import model_kind
 from tailorbird.errors import CheckpointError
 from tailorbird.model.config import VisionConfig
 
@@ -135,7 +136,7 @@ def test_a_language_model_is_that_of_the_reference(tied: bool, tmp_path: Path) -
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "chat_template.jinja").write_text("{{ 1 }}")
     tower = read_text(tmp_path)
-    assert (tower.template, tower.end_ids, tower.model.cfg.tied) == ("{{ 1 }}", (2,), tied)
+    assert (tower.template, tower.end_ids, tower.model.cfg.tied) == ("{{ 1 }}", {2}, tied)
     ids = torch.arange(22).view(2, 11) * 4
     torch.testing.assert_close(tower.model(ids), reference(ids).logits, **TOLERANCE)
 
@@ -158,6 +159,85 @@ def test_old_and_new_names_of_the_rope_base_are_read() -> None:
         assert text_config(llama | rope, "config.json").rope_theta == 7.0
     with pytest.raises(CheckpointError, match=r"rope_scaling is .*llama3.* should be of rope_type"):
         text_config(llama | {"rope_scaling": {"rope_type": "llama3"}}, "config.json")
+    for half in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}):
+        with pytest.raises(CheckpointError, match="is all that is supported"):
+            text_config(llama | half, "config.json")
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """In bf16, with words of its own and no template."""
+    reference = randomised(LlamaForCausalLM(LlamaConfig(**TEXT))).bfloat16()
+    reference.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_language_model_keeps_the_type_of_its_file_unless_another_is_asked_for(llama: Path) -> None:
+    assert read_text(llama).model.decoder.embed.weight.dtype == torch.bfloat16
+    whole = read_text(llama, dtype=torch.float32)
+    assert whole.model.decoder.embed.weight.dtype == torch.float32
+    assert whole.tokenizer == "{}"
+    assert not whole.model.training
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("as_list", [False, True], ids=["alone", "one of several"])
+def test_the_chat_template_of_a_language_model_is_found_wherever_it_is(
+    llama: Path, name: str, as_list: bool
+) -> None:
+    assert read_text(llama).template == "", "a base model has none"
+    several = [{"name": "tools", "template": "x"}, {"name": "default", "template": "{{ 1 }}"}]
+    (llama / name).write_text(json.dumps({"chat_template": several if as_list else "{{ 1 }}"}))
+    assert read_text(llama).template == "{{ 1 }}"
+
+
+@pytest.mark.parametrize("template", [3, [], [{"name": "tools", "template": "x"}], ""])
+def test_a_template_that_cannot_be_read_is_not_taken_for_none(llama: Path, template: object) -> None:
+    (llama / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: chat_template is .*fetch it again"):
+        read_text(llama)
+
+
+@pytest.mark.parametrize("value", [101, -1, "2", [2, True]], ids=str)
+def test_an_end_that_is_no_token_is_refused(llama: Path, value: object) -> None:
+    (llama / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id is .* none of 101"):
+        read_text(llama)
+
+
+def test_the_ends_of_a_language_model_may_be_none_or_several(llama: Path) -> None:
+    for value, expected in ((None, {2}), ([2, 7], {2, 7}), ([], set())):
+        (llama / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        assert read_text(llama).end_ids == expected
+
+
+def test_a_folder_says_what_kind_of_model_it_holds(llama: Path) -> None:
+    assert model_kind(llama) == "llama"
+    for config in ("{}", '{"model_type": ["llama"]}'):
+        (llama / "config.json").write_text(config)
+        with pytest.raises(CheckpointError, match=r"config\.json: model_type is .*name a folder"):
+            model_kind(llama)
+    (llama / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        model_kind(llama)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, r"whole number up to 2\^28"),
+        ({"num_hidden_layers": 2**28}, r"too few for the 268435456 layers"),
+        ({"head_dim": 2**28, "num_attention_heads": 2**28, "hidden_size": 2**28}, r"no model has such sizes"),
+    ],
+)
+def test_a_language_model_without_end_is_refused_before_it_is_built(
+    llama: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        read_text(llama)
 
 
 def test_null_heads_are_the_ones_of_the_reference() -> None:
@@ -167,6 +247,11 @@ def test_null_heads_are_the_ones_of_the_reference() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no kind": ({"model_type": ["siglip"]}, "describes a model of type ['siglip'], and siglip and"),
+    "layers without end": (
+        {"model_type": "siglip_vision_model", "num_hidden_layers": 10**9},
+        "a whole number up to 2^28",
+    ),
     "another kind": ({"model_type": "clip"}, "describes a model of type 'clip', and siglip and"),
     "another activation": (
         {"model_type": "siglip_vision_model", "hidden_act": "gelu"},

@@ -17,8 +17,9 @@ from tailorbird.checkpoint.gguf import TextTower, read_gguf
 from tailorbird.checkpoint.table import revert
 from tailorbird.model.cache import DenseCache
 from tailorbird.model.init import NEAR_MEAN, draw_rows
-from tailorbird.processing.chat import CHATML, find_format
+from tailorbird.processing.chat import CHATML
 from tailorbird.processing.processor import Processor
+from tailorbird.processing.template import find_format
 from tailorbird.processing.text import ChatTokenizer
 
 pytestmark = pytest.mark.parity

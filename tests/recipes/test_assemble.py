@@ -212,6 +212,13 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
         add_markers(read_tokenizer(), 200)
 
 
+def test_a_tokenizer_whose_ids_have_holes_is_refused() -> None:
+    words = json.loads(read_tokenizer())
+    words["model"]["vocab"]["far"] = 400
+    with pytest.raises(ConfigError, match="266 tokens with ids up to 400, its embedding 500 rows"):
+        add_markers(json.dumps(words), 500)
+
+
 def other_pictures(size: int) -> Tensor:
     generator = torch.Generator().manual_seed(9)
     ramp = torch.linspace(-1, 1, size).expand(3, size, size)
@@ -250,6 +257,20 @@ def test_a_ratio_that_does_not_divide_is_refused_with_those_that_do(parts: Parts
     )
     with pytest.raises(ConfigError, match=expected):
         assemble(replace(parts, shuffle=3))
+
+
+def test_a_wrong_ratio_is_refused_before_a_fresh_tower_is_drawn(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        pytest.fail("a tower was drawn")
+
+    monkeypatch.setattr("tailorbird.recipes.assemble.initialise_vision", never)
+    monkeypatch.setattr("tailorbird.recipes.assemble.Vision", never)
+    with pytest.raises(ConfigError, match="--shuffle 3 does not divide the grid of 32 x 32"):
+        assemble(replace(parts, vision="fresh", shuffle=3))
+    with pytest.raises(ConfigError, match="is smaller than one patch"):
+        assemble(replace(parts, vision="fresh", image_size=8))
 
 
 def test_size_ratio_theta_and_context_can_all_be_chosen(parts: Parts) -> None:
@@ -348,6 +369,8 @@ def test_the_command_saves_in_bfloat16_and_says_what_it_made(
     [
         ({"shuffle": 0}, "shuffle=0 must be at least 1"),
         ({"image_size": -1}, "image_size=-1 must be at least 1"),
+        ({"image_size": 10**9}, "image_size=1000000000 must be at most 8192"),
+        ({"context": 2**28 + 1}, "context=268435457 must be at most 268435456"),
         ({"rope_theta": 0.0}, "must be positive"),
         ({"seed": -1}, "must be in"),
     ],

@@ -4,22 +4,22 @@ Fields that are missing from config.json take the defaults of the reference's cl
 little more than the image size.
 """
 
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from tailorbird.checkpoint.files import TensorReader, find_weights, list_tensors, require_fit
+from tailorbird.checkpoint.files import find_weights, list_tensors
+from tailorbird.checkpoint.fill import fill, on_meta
+from tailorbird.checkpoint.folder import read_end_ids, read_object, read_template, read_words
 from tailorbird.checkpoint.gguf import TextTower, read_gguf
 from tailorbird.checkpoint.hub import find_model
-from tailorbird.checkpoint.processor import read_object, read_optional
-from tailorbird.checkpoint.released import Fields
+from tailorbird.checkpoint.released import NEUTRAL, Fields, consistent, decoder_sizes, vision_sizes
 from tailorbird.checkpoint.smolvlm import decoder_block_rules, vision_block_rules
-from tailorbird.checkpoint.table import Rule, affine, differing, drop, each, inside, plan, same
-from tailorbird.errors import CheckpointError, ConfigError
-from tailorbird.model.build import build_model
+from tailorbird.checkpoint.table import Rule, affine, drop, each, inside, same
+from tailorbird.errors import CheckpointError
 from tailorbird.model.config import DecoderConfig, VisionConfig
 from tailorbird.model.lm import LM
 from tailorbird.model.vision import Vision
@@ -29,13 +29,6 @@ DROPPED = {  # what else a SigLIP has, and why nothing is lost
     "text_model.": "the other half of the comparison",
     "logit_": "temperature and bias of the comparison",
 }
-VISION_NEUTRAL = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
-TEXT_NEUTRAL = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "quantization_config": (None,),
-}
 
 
 class VisionTower(NamedTuple):
@@ -43,45 +36,50 @@ class VisionTower(NamedTuple):
     cfg: VisionConfig
 
 
-def read_vision(name: str | Path, *, dtype: torch.dtype = torch.float32) -> VisionTower:
-    """The image tower of a SigLIP, saved whole (SiglipModel) or alone (SiglipVisionModel).
+def read_vision(name: str | Path) -> VisionTower:
+    """The image tower of a SigLIP, saved whole (SiglipModel) or alone (SiglipVisionModel), in fp32.
 
     Raises:
         CheckpointError: there is no such folder or hub id, it holds another model, or a file is damaged.
     """
     folder = find_model(name)
     cfg = vision_config(read_object(folder / "config.json"), folder / "config.json")
-    with torch.device("meta"):
-        model = Vision(cfg)
     source = find_weights(folder)
-    keys = set(list_tensors(source))
-    prefix = "vision_model." if any(key.startswith("vision_model.") for key in keys) else ""
-    dropped = {key for key in keys if key.removeprefix(prefix).startswith(tuple(DROPPED))}
-    _fill(model, source, siglip_rules(cfg, prefix), keys - dropped, dtype)
+    stored = list_tensors(source)
+    prefix = "vision_model." if any(key.startswith("vision_model.") for key in stored) else ""
+    kept = {
+        key: one for key, one in stored.items() if not key.removeprefix(prefix).startswith(tuple(DROPPED))
+    }
+    model = on_meta(lambda: Vision(cfg), cfg.num_layers, kept, source)
+    fill(model, source, kept, siglip_rules(cfg, prefix), dtype=torch.float32)
     return VisionTower(model.eval(), cfg)
 
 
-def read_text(name: str | Path, *, dtype: torch.dtype = torch.float32) -> TextTower:
-    """A Llama such as SmolLM2, from a .gguf file or a hub-layout folder.
+def read_text(
+    name: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> TextTower:
+    """A Llama such as SmolLM2, from a .gguf file, a hub-layout folder, or the hub.
+
+    `dtype` None is that of the weights in a folder, and fp32 for a .gguf file.
 
     Raises:
         CheckpointError: there is no such file, folder or hub id, it holds another model, or it is damaged.
     """
-    if str(name).endswith(".gguf"):
-        return read_gguf(Path(name), dtype=dtype)
+    path = Path(name)
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return read_gguf(path, dtype=dtype, device=device)
     folder = find_model(name)
     config = read_object(folder / "config.json")
     cfg = text_config(config, folder / "config.json")
-    model = build_model(cfg, "meta")
-    assert isinstance(model, LM)
+    tokenizer, end_ids = read_words(folder / "tokenizer.json"), read_end_ids(folder, config, cfg.vocab)
+    template, file = read_template(folder) or ("", None)
+    if file and not template.strip():
+        raise CheckpointError(f"{file} is empty: fetch it again, or delete it if the model has no template")
     source = find_weights(folder)
-    _fill(model, source, llama_rules(cfg), set(list_tensors(source)), dtype)
-    return TextTower(
-        model=model.eval(),
-        tokenizer=_text(folder / "tokenizer.json"),
-        template=_template(folder),
-        end_ids=_end_ids(folder, config),
-    )
+    stored = list_tensors(source)
+    model = on_meta(lambda: LM(cfg), cfg.num_layers, stored, source)
+    fill(model, source, stored, llama_rules(cfg), device=device, dtype=dtype)
+    return TextTower(model=model.eval(), tokenizer=tokenizer, template=template, end_ids=end_ids)
 
 
 def siglip_rules(cfg: VisionConfig, prefix: str) -> list[Rule]:
@@ -111,28 +109,18 @@ def llama_rules(cfg: DecoderConfig) -> list[Rule]:
 
 def vision_config(config: Mapping[str, Any], source: object) -> VisionConfig:
     """The image tower that a SigLIP's config.json describes. `source` names the file in errors."""
-    top = Fields(str(source), "", config)
-    fields = {"siglip": top.inner("vision_config"), "siglip_vision_model": top}.get(
-        config.get("model_type", "")
-    )
-    if fields is None:
+    fields = Fields(str(source), "", config)
+    kind = config.get("model_type")
+    if kind == "siglip":
+        fields = fields.inner("vision_config")
+    elif kind != "siglip_vision_model":
         raise CheckpointError(
-            f"{source} describes a model of type {config.get('model_type')!r}, and siglip and "
+            f"{source} describes a model of type {reprlib.repr(kind)}, and siglip and "
             "siglip_vision_model are read: name a folder or hub id of a SigLIP"
         )
-    fields.require(VISION_NEUTRAL)
-    return _checked(
-        source,
-        lambda: VisionConfig(
-            image_size=fields.side("image_size", 224),
-            patch_size=fields.side("patch_size", 16),
-            width=fields.whole("hidden_size", 768),
-            num_layers=fields.whole("num_hidden_layers", 12),
-            num_heads=fields.whole("num_attention_heads", 12),
-            mlp_dim=fields.whole("intermediate_size", 3072),
-            norm_eps=fields.real("layer_norm_eps", 1e-6),
-        ),
-    )
+    fields.require(NEUTRAL["vision_config"])
+    with consistent(source):
+        return vision_sizes(fields, patch_size=16, width=768, num_heads=12)
 
 
 def text_config(config: Mapping[str, Any], source: object) -> DecoderConfig:
@@ -140,91 +128,9 @@ def text_config(config: Mapping[str, Any], source: object) -> DecoderConfig:
     fields = Fields(str(source), "", config)
     if (kind := config.get("model_type")) != "llama":
         raise CheckpointError(
-            f"{source} describes a model of type {kind!r}, and 'llama' is read: name a folder or hub id of a "
-            "SmolLM2 or another Llama, or a .gguf file of one"
+            f"{source} describes a model of type {reprlib.repr(kind)}, and 'llama' is read: name a folder or "
+            "hub id of a SmolLM2 or another Llama, or a .gguf file of one"
         )
-    fields.require(TEXT_NEUTRAL)
-    width, num_heads = fields.whole("hidden_size", 4096), fields.whole("num_attention_heads", 32)
-    if num_heads < 1 or (config.get("head_dim") is None and width % num_heads):
-        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size={width}")
-    given = {key: value for key, value in config.items() if value is not None}  # null is as good as nothing
-    sizes = Fields(str(source), "", given)
-    return _checked(
-        source,
-        lambda: DecoderConfig(
-            width=width,
-            num_layers=fields.whole("num_hidden_layers", 32),
-            num_heads=num_heads,
-            num_kv_heads=sizes.whole("num_key_value_heads", num_heads),
-            head_dim=sizes.whole("head_dim", width // num_heads),
-            mlp_dim=fields.whole("intermediate_size", 11008),
-            vocab=fields.whole("vocab_size", 32000),
-            max_positions=fields.whole("max_position_embeddings", 2048),
-            rope_theta=_rope_theta(sizes),
-            norm_eps=fields.real("rms_norm_eps", 1e-6),
-            tied=fields.truth("tie_word_embeddings", False),
-        ),
-    )
-
-
-def _rope_theta(fields: Fields) -> float:
-    """Old files have rope_theta and rope_scaling beside each other, new ones rope_parameters with both."""
-    name = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
-    rope = fields.inner(name)
-    if rope.values.get("rope_type", rope.values.get("type", "default")) != "default":
-        raise fields.wrong(name, "of rope_type 'default', which is all that is supported")
-    return rope.real("rope_theta", fields.real("rope_theta", 10_000.0))
-
-
-def _checked(source: object, build: Callable[[], Any]) -> Any:
-    try:
-        return build()
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{source}: {error}. Use the config.json that was saved with the weights"
-        ) from error
-
-
-def _fill(model: nn.Module, source: Path, rules: list[Rule], keys: set[str], dtype: torch.dtype) -> None:
-    """Give a model on the meta device the weights of a file that the rules name, and no others."""
-    stored = {key: one for key, one in list_tensors(source).items() if key in keys}
-    shapes, reader = {key: one.shape for key, one in stored.items()}, TensorReader(stored)
-    try:
-        settled = plan(shapes, rules)
-        for rule in settled.repeats:
-            if not reader.are_equal(rule.theirs[0], str(rule.repeats)):
-                raise differing(rule)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}. Use the config.json that was saved with it") from error
-    needed = settled.shapes(shapes)
-    require_fit(model, needed, source)
-    weights: dict[str, Tensor] = {}
-    for name, rule in settled.kept.items():
-        weights[name] = torch.empty(needed[name], dtype=dtype)
-        parts = weights[name].split(rule.rows) if rule.rows else [weights[name]]
-        for key, part in zip(rule.theirs, parts, strict=True):
-            reader.copy(key, part)
-    model.load_state_dict(weights, assign=True)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): save or fetch the model again") from error
-
-
-def _template(folder: Path) -> str:
-    """Empty for a base model, which has none."""
-    if (folder / "chat_template.jinja").exists():
-        return _text(folder / "chat_template.jinja")
-    template = read_optional(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else ""
-
-
-def _end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    value = read_optional(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(one) is int for one in ids):
-        raise CheckpointError(f"{folder}: eos_token_id is {value!r}, ids are whole numbers: fetch it again")
-    return tuple(ids)
+    fields.require(NEUTRAL["text_config"])
+    with consistent(source):
+        return decoder_sizes(fields, tied=fields.truth("tie_word_embeddings", False), norm_eps=1e-6)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,11 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Where the disk refuses, the error is the system's own, with its number."""
+    path.touch()  # with the mode that the umask says: the library's own is for nobody else to read
+    mode = path.stat().st_mode
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+        path.chmod(mode)
     except SafetensorError as error:  # the library keeps the number in the text only
         refusal = re.search(r"(?:os error|code:) (\d+)", str(error))
         if refusal is None:
@@ -105,14 +109,17 @@ def list_tensors(source: Path) -> dict[str, Stored]:
     if source.suffix != ".json":
         return _list_file(source)
     try:
-        index: dict[str, str] = dict(read_json(source)["weight_map"])
-    except (DataError, KeyError, TypeError, ValueError) as error:
+        index: dict[str, str] = read_json(source)["weight_map"].copy()
+        names = list(index.values())
+    except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is no index of shards ({error}): {AGAIN}") from None
-    for name in index.values():  # it comes from strangers: a shard lies beside its index
+    for name in names:  # it comes from strangers: a shard lies beside its index
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
-            raise CheckpointError(f"{source} names the shard {name!r}, which is no file beside it: {AGAIN}")
+            raise CheckpointError(
+                f"{source} names the shard {reprlib.repr(name)}, which is no file beside it: {AGAIN}"
+            )
     found: dict[str, Stored] = {}
-    for name in sorted(set(index.values())):
+    for name in sorted(set(names)):
         shard = _list_file(source.parent / name)
         named = {key for key, place in index.items() if place == name}
         absent, extra = sorted(named - shard.keys()), sorted(shard.keys() - named)

@@ -4,23 +4,30 @@ from pathlib import Path
 
 from tailorbird.errors import CheckpointError
 
-READ = ("*.safetensors", "*.json", "*.jinja")  # tokenizer.json among them; never pickles, never ONNX
+WEIGHTS = ("*.safetensors",)  # never pickles, never ONNX
+WORDS = ("*.json", "*.jinja")  # tokenizer.json among them
 BELOW = "*/*"  # variants of the model for other programs
 
 
-def find_model(path_or_id: str | Path, revision: str | None = None) -> Path:
+def find_model(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """A folder as it is; user/name that is no folder is fetched from the hub, and cached.
 
     Without the hub, what was fetched before is used. `revision` is a branch, a tag or a commit.
+    Without `weights` they are not fetched, only what describes the model.
 
     Raises:
-        CheckpointError: there is no such folder, and no such model that the hub gives.
+        CheckpointError: there is no such folder, and no such model that the hub gives; or a revision is asked
+            of a folder.
     """
     path = Path(path_or_id)
     if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path} is a folder here, and a folder has no revisions: leave out {revision!r}"
+            )
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file: name the folder that it lies in")
+        raise CheckpointError(f"{path} is a file: name the folder that it lies in, or a .gguf file")
     if len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", ".."):
         raise CheckpointError(
             f"{path_or_id} is no folder here, and no hub id of the form user/name: check the spelling"
@@ -28,15 +35,16 @@ def find_model(path_or_id: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        wanted = [*WORDS, *WEIGHTS] if weights else [*WORDS]
         return Path(
             snapshot_download(
-                str(path_or_id), revision=revision, allow_patterns=list(READ), ignore_patterns=[BELOW]
+                str(path_or_id), revision=revision, allow_patterns=wanted, ignore_patterns=[BELOW]
             )
         )
     except Exception as error:  # the library, and what it stands on, raise whatever they like
-        wanted = f"{path_or_id} at revision {revision}" if revision else str(path_or_id)
+        asked = f"{path_or_id} at revision {revision}" if revision else str(path_or_id)
         raise CheckpointError(
-            f"{wanted} is no folder here, and the hub did not give it: {_remedy(error)}"
+            f"{asked} is no folder here, and the hub did not give it: {_remedy(error)}"
         ) from error
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.fill import on_meta
 from tailorbird.checkpoint.settings import from_json, to_json
 from tailorbird.errors import CheckpointError, TailorbirdError
-from tailorbird.model.build import build_model
 from tailorbird.model.config import VLAConfig
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -117,7 +117,9 @@ def read_policy(folder: Path, device: str = "cpu") -> tuple[VLA, Pipeline]:
         raise CheckpointError(
             f"{folder}/config.json: model and pipeline differ in {'; '.join(wrong)}. Save or fetch it again"
         )
-    model = build_model(cfg, "meta")
-    assert isinstance(model, VLA)
-    load_weights(model, read_tensors(folder / "model.safetensors", device), folder / "model.safetensors")
+    source = folder / "model.safetensors"
+    weights = read_tensors(source, device)
+    num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
+    model = on_meta(lambda: VLA(cfg), num_layers, weights, source)
+    load_weights(model, weights, source)
     return model, pipeline

@@ -5,19 +5,21 @@ either or by video_preprocessor_config.json. Fields that are missing or null tak
 reference's classes.
 """
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tailorbird.checkpoint.folder import read_object, read_optional, read_template, read_words
+from tailorbird.checkpoint.released import LARGEST
 from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.model.config import VLMConfig
-from tailorbird.processing.chat import find_format
 from tailorbird.processing.pieces import AROUND, WHOLE
 from tailorbird.processing.processor import Processor
+from tailorbird.processing.template import find_format
 from tailorbird.processing.text import IMAGE, ChatTokenizer
 from tailorbird.processing.tiles import TileSpec
 from tailorbird.processing.video import VideoSpec
-from tailorbird.storage import read_json
 
 EDGE, TILE = 4 * 364, 364  # defaults of the reference's classes
 FIXED: dict[str, Any] = {  # what the pixels are made by, with no other code path
@@ -32,23 +34,6 @@ FIXED: dict[str, Any] = {  # what the pixels are made by, with no other code pat
     "image_std": [0.5, 0.5, 0.5],
 }
 OTHER = "use a model whose pictures are prepared as SmolVLM's"
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError if it is missing or something else."""
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: save or fetch the checkpoint again")
-    try:
-        value = read_json(path)
-    except (DataError, OSError) as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object: save or fetch the checkpoint again")
-    return value
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
 
 
 def read_processor(folder: Path, cfg: VLMConfig) -> Processor:
@@ -74,10 +59,16 @@ def read_processor(folder: Path, cfg: VLMConfig) -> Processor:
     length = joint.get("image_seq_len", cfg.tokens_per_image)
     if length != cfg.tokens_per_image:
         raise CheckpointError(
-            f"{folder}/processor_config.json: image_seq_len is {length!r}, and by config.json a tile has "
-            f"{cfg.tokens_per_image} tokens: fetch both files of one model"
+            f"{folder}/processor_config.json: image_seq_len is {reprlib.repr(length)}, and by config.json a "
+            f"tile has {cfg.tokens_per_image} tokens: fetch both files of one model"
         )
-    template, template_file = _template(folder, joint)
+    found = read_template(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} has no chat template: chat_template.jinja is missing, take that of an Instruct model "
+            "of the family"
+        )
+    template, template_file = found
     tokenizer = _tokenizer(folder / "tokenizer.json", cfg)
     try:
         return Processor(
@@ -170,24 +161,30 @@ def _require_fixed(settings: Mapping[str, Any], source: str) -> None:
         value = settings.get(name)
         close = name == "rescale_factor" and isinstance(value, float) and abs(value * 255 - 1) < 1e-6
         if value is not None and value != needed and not close:
-            raise CheckpointError(f"{source}: {name} is {value!r}, and only {needed!r} is supported: {OTHER}")
+            raise CheckpointError(
+                f"{source}: {name} is {reprlib.repr(value)}, and only {needed!r} is supported: {OTHER}"
+            )
 
 
 def _edge(settings: Mapping[str, Any], name: str, default: int, source: str) -> int:
     value = settings.get(name)
     if value is None:
         return default
-    if not isinstance(value, dict) or type(value.get("longest_edge")) is not int or value["longest_edge"] < 1:
+    edge = value.get("longest_edge") if isinstance(value, dict) else None
+    if type(edge) is not int or not 1 <= edge <= LARGEST:
         raise CheckpointError(
-            f"{source}: {name} is {value!r}, and only {{'longest_edge': pixels}} is supported: {OTHER}"
+            f"{source}: {name} is {reprlib.repr(value)}, and only {{'longest_edge': pixels}} is "
+            f"supported: {OTHER}"
         )
-    return int(value["longest_edge"])
+    return edge
 
 
 def _truth(settings: Mapping[str, Any], name: str, source: str) -> bool:
     value = settings.get(name)
     if not isinstance(value, bool | None):
-        raise CheckpointError(f"{source}: {name} is {value!r} and should be true or false: fetch it again")
+        raise CheckpointError(
+            f"{source}: {name} is {reprlib.repr(value)} and should be true or false: fetch it again"
+        )
     return value is not False
 
 
@@ -200,15 +197,18 @@ def _video(settings: Mapping[str, Any], source: str) -> VideoSpec:
     sampling = settings.get("video_sampling") or {}
     if not isinstance(sampling, dict):
         raise CheckpointError(
-            f"{source}: video_sampling is {sampling!r} and should be an object: fetch it again"
+            f"{source}: video_sampling is {reprlib.repr(sampling)} and should be an object: fetch it again"
         )
     given = {
         "fps": sampling.get("fps", settings.get("fps")),
         "max_frames": sampling.get("max_frames", settings.get("num_frames")),
     }
     for name, value in given.items():
-        if value is not None and type(value) not in ((int, float) if name == "fps" else (int,)):
-            raise CheckpointError(f"{source}: {name} is {value!r} and should be a number: fetch it again")
+        kinds = (int, float) if name == "fps" else (int,)
+        if value is not None and (type(value) not in kinds or not abs(value) <= LARGEST):
+            raise CheckpointError(
+                f"{source}: {name} is {reprlib.repr(value)} and should be a number: fetch it again"
+            )
     edge = _edge(
         settings if settings.get("size") is not None else {"size": sampling.get("video_size")},
         "size",
@@ -218,41 +218,16 @@ def _video(settings: Mapping[str, Any], source: str) -> VideoSpec:
     return VideoSpec(longest_edge=edge, **{name: value for name, value in given.items() if value is not None})
 
 
-def _template(folder: Path, joint: Mapping[str, Any]) -> tuple[str, Path]:
-    """The chat template and its file. Where a file has several, it is the one named "default"."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return path.read_text(encoding="utf-8"), path
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): fetch the checkpoint again") from error
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        settings = joint if name == "processor_config.json" else read_optional(folder / name)
-        template = settings.get("chat_template")
-        if isinstance(template, list):
-            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
-            template = named[0].get("template") if named else None
-        if isinstance(template, str):
-            return template, folder / name
-    raise CheckpointError(
-        f"{folder} has no chat template: {path.name} is missing, take that of an Instruct model of the family"
-    )
-
-
 def _tokenizer(path: Path, cfg: VLMConfig) -> ChatTokenizer:
     try:
-        tokenizer = ChatTokenizer(path.read_text(encoding="utf-8"))
+        tokenizer = ChatTokenizer(read_words(path))
         image = tokenizer.id(IMAGE)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: save or fetch the checkpoint again") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): fetch the checkpoint again") from error
     except DataError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if tokenizer.vocab > cfg.decoder.vocab:
+    if tokenizer.highest_id >= cfg.decoder.vocab:
         raise CheckpointError(
-            f"{path} has {tokenizer.vocab} words, the model of config.json {cfg.decoder.vocab}: fetch "
-            "both files of one model"
+            f"{path} has words with ids up to {tokenizer.highest_id}, the model of config.json "
+            f"{cfg.decoder.vocab} rows: fetch both files of one model"
         )
     if image != cfg.image_token_id:
         raise CheckpointError(

@@ -5,13 +5,17 @@ those classes do not have cannot change the reference's numbers and are ignored 
 them: they would make another model.
 """
 
-from collections.abc import Mapping
+import reprlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tailorbird.errors import CheckpointError, ConfigError
 from tailorbird.model.config import DecoderConfig, VisionConfig, VLMConfig
 
+LARGEST = 2**28  # of any size in a file: products of three still fit into what PyTorch counts with, mostly
 KINDS = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM; their classes have the same defaults
 NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {  # what each field may be, for there is no other code path
     "": {"quantization_config": (None,)},
@@ -45,13 +49,13 @@ class Fields:
 
     def whole(self, name: str, default: int) -> int:
         value = self.values.get(name, default)
-        if type(value) is not int:
-            raise self.wrong(name, "a whole number")
+        if type(value) is not int or abs(value) > LARGEST:
+            raise self.wrong(name, "a whole number up to 2^28")
         return value
 
     def real(self, name: str, default: float) -> float:
         value = self.values.get(name, default)
-        if type(value) not in (int, float) or not value > 0:
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.wrong(name, "a positive number")
         return float(value)
 
@@ -66,8 +70,8 @@ class Fields:
         value = self.values.get(name, default)
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        if type(value) is not int:
-            raise self.wrong(name, "one whole number: pictures and patches are square")
+        if type(value) is not int or abs(value) > LARGEST:
+            raise self.wrong(name, "one whole number up to 2^28: pictures and patches are square")
         return value
 
     def require(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -78,7 +82,7 @@ class Fields:
     def wrong(self, name: str, needed: str) -> CheckpointError:
         where = f"{self.place}.{name}" if self.place else name
         return CheckpointError(
-            f"{self.source}: {where} is {self.values.get(name)!r} and should be {needed}. "
+            f"{self.source}: {where} is {reprlib.repr(self.values.get(name))} and should be {needed}. "
             "Use a model of the SmolVLM family, with the config.json that was saved with its weights"
         )
 
@@ -96,16 +100,16 @@ def vlm_config(config: Mapping[str, Any], source: object) -> VLMConfig:
     kind = config.get("model_type")
     if kind not in KINDS:
         raise CheckpointError(
-            f"{source} describes a model of type {kind!r}, and {' and '.join(KINDS)} are read: "
+            f"{source} describes a model of type {reprlib.repr(kind)}, and {' and '.join(KINDS)} are read: "
             "name a folder or hub id of a SmolVLM"
         )
     vision, text = top.inner("vision_config"), top.inner("text_config")
     for part in (top, vision, text):
         part.require(NEUTRAL[part.place])
-    try:
+    with consistent(source):
         return VLMConfig(
-            vision=_vision(vision),
-            decoder=_decoder(
+            vision=vision_sizes(vision, patch_size=32, width=1152, num_heads=16),
+            decoder=decoder_sizes(
                 text,
                 tied=top.truth("tie_word_embeddings", False),
                 norm_eps=1e-5 if config.get("text_config") is None else 1e-6,
@@ -113,25 +117,34 @@ def vlm_config(config: Mapping[str, Any], source: object) -> VLMConfig:
             shuffle=top.whole("scale_factor", 2),
             image_token_id=top.whole("image_token_id", 128257),
         )
+
+
+@contextmanager
+def consistent(source: object) -> Iterator[None]:
+    """Name the file when sizes do not fit each other."""
+    try:
+        yield
     except ConfigError as error:
         raise CheckpointError(
             f"{source}: {error}. Use the config.json that was saved with the weights"
         ) from error
 
 
-def _vision(fields: Fields) -> VisionConfig:
+def vision_sizes(fields: Fields, *, patch_size: int, width: int, num_heads: int) -> VisionConfig:
+    """An image tower; the arguments are what is true of it if the file does not say."""
     return VisionConfig(
         image_size=fields.side("image_size", 224),
-        patch_size=fields.side("patch_size", 32),
-        width=fields.whole("hidden_size", 1152),
+        patch_size=fields.side("patch_size", patch_size),
+        width=fields.whole("hidden_size", width),
         num_layers=fields.whole("num_hidden_layers", 12),
-        num_heads=fields.whole("num_attention_heads", 16),
+        num_heads=fields.whole("num_attention_heads", num_heads),
         mlp_dim=fields.whole("intermediate_size", 3072),
         norm_eps=fields.real("layer_norm_eps", 1e-6),
     )
 
 
-def _decoder(fields: Fields, *, tied: bool, norm_eps: float) -> DecoderConfig:
+def decoder_sizes(fields: Fields, *, tied: bool, norm_eps: float) -> DecoderConfig:
+    """A language model of the Llama kind; `norm_eps` if the file does not say."""
     width, num_heads = fields.whole("hidden_size", 4096), fields.whole("num_attention_heads", 32)
     if num_heads < 1:
         raise fields.wrong("num_attention_heads", "at least 1")

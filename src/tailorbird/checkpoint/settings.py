@@ -1,5 +1,7 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error, not a default."""
 
+import reprlib
+import sys
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -35,15 +37,16 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         (rest,) = (arg for arg in args if arg is not type(None))
         return None if data is None else _build(rest, data, where)
     elif kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-        return float(data)
+        if not abs(data) > sys.float_info.max:
+            return float(data)
     elif isinstance(kind, type) and type(data) is kind:
         return data
-    raise ConfigError(f"{where} should be {kind}, is {data!r}")
+    raise ConfigError(f"{where} should be {kind}, is {reprlib.repr(data)}")
 
 
 def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} should be the fields of {kind.__name__}, is {data!r}")
+        raise ConfigError(f"{where} should be the fields of {kind.__name__}, is {reprlib.repr(data)}")
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}

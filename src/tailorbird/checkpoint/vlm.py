@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.files import TensorReader, find_weights, list_tensors, require_fit, write_shards
-from tailorbird.checkpoint.processor import processor_files, read_object, read_optional, read_processor
+from tailorbird.checkpoint.files import find_weights, list_tensors, write_shards
+from tailorbird.checkpoint.fill import fill, on_meta
+from tailorbird.checkpoint.folder import read_end_ids, read_object
+from tailorbird.checkpoint.processor import processor_files, read_processor
 from tailorbird.checkpoint.released import released_config, vlm_config
 from tailorbird.checkpoint.smolvlm import vlm_rules
-from tailorbird.checkpoint.table import differing, plan, revert
-from tailorbird.errors import CheckpointError, ConfigError
-from tailorbird.model.build import build_model
+from tailorbird.checkpoint.table import revert
+from tailorbird.errors import CheckpointError
 from tailorbird.model.config import VLMConfig
 from tailorbird.model.vlm import VLM
 from tailorbird.processing.processor import Processor
@@ -40,7 +40,8 @@ def read_vlm(
     """
     config = read_object(folder / "config.json")
     cfg = vlm_config(config, folder / "config.json")
-    processor, end_ids = read_processor(folder, cfg), _end_ids(folder, config, cfg)
+    processor = read_processor(folder, cfg)
+    end_ids = read_end_ids(folder, config.get("text_config") or {}, cfg.decoder.vocab, required=True)
     model = load_model(folder, cfg, device=device, dtype=dtype)
     return VLMFolder(model=model, processor=processor, end_ids=end_ids)
 
@@ -56,38 +57,12 @@ def load_model(
 
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, or no float; or a file is damaged.
+        ConfigError: the dtype is no float.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ConfigError(f"weights cannot be loaded as {dtype}: name a float, such as torch.bfloat16")
     source = find_weights(folder)
     stored = list_tensors(source)
-    shapes = {key: one.shape for key, one in stored.items()}
-    model = build_model(cfg, "meta")
-    assert isinstance(model, VLM)
-    reader = TensorReader(stored)
-    try:
-        settled = plan(shapes, vlm_rules(cfg))
-        for rule in settled.repeats:
-            if not reader.are_equal(rule.theirs[0], str(rule.repeats)):
-                raise differing(rule)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}. Use the config.json that was saved with it") from error
-    needed = settled.shapes(shapes)
-    require_fit(model, needed, source)
-    if dtype is None:
-        dtypes = {stored[key].dtype for rule in settled.kept.values() for key in rule.theirs}
-        if len(dtypes) > 1:
-            raise CheckpointError(
-                f"{source} mixes {', '.join(sorted(map(str, dtypes)))}: say which dtype to load"
-            )
-        (dtype,) = dtypes
-    weights: dict[str, Tensor] = {}
-    for name, rule in settled.kept.items():
-        weights[name] = torch.empty(needed[name], dtype=dtype, device=device)
-        parts = weights[name].split(rule.rows) if rule.rows else [weights[name]]
-        for key, part in zip(rule.theirs, parts, strict=True):
-            reader.copy(key, part)
-    model.load_state_dict(weights, assign=True)
+    model = on_meta(lambda: VLM(cfg), cfg.vision.num_layers + cfg.decoder.num_layers, stored, source)
+    fill(model, source, stored, vlm_rules(cfg), device=device, dtype=dtype)
     return model
 
 
@@ -136,22 +111,3 @@ def write_vlm(
             else:
                 write_json(temporary / name, content)
         write_shards(temporary, theirs, shard_bytes)
-
-
-def _end_ids(folder: Path, config: Mapping[str, Any], cfg: VLMConfig) -> frozenset[int]:
-    """From generation_config.json, else from config.json.
-
-    Only eos_token_id is read: bos_token_id is 0 in the releases, which is <|endoftext|> and begins nothing.
-    """
-    path = folder / "generation_config.json"
-    value = read_optional(path).get("eos_token_id")
-    if value is None:
-        path = folder / "config.json"
-        value = (config.get("text_config") or {}).get("eos_token_id")
-    ids = value if isinstance(value, list) else [value]
-    if not ids or not all(type(one) is int and 0 <= one < cfg.decoder.vocab for one in ids):
-        raise CheckpointError(
-            f"{path}: eos_token_id is {value!r}, which names none of {cfg.decoder.vocab} tokens, so no reply "
-            "would end: set it to the id of the token that ends a turn"
-        )
-    return frozenset(ids)

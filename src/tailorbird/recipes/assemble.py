@@ -7,7 +7,6 @@ from tailorbird.checkpoint.components import VisionTower, read_text, read_vision
 from tailorbird.checkpoint.gguf import TextTower
 from tailorbird.checkpoint.vlm import write_vlm
 from tailorbird.errors import ConfigError
-from tailorbird.model.build import build_model
 from tailorbird.model.config import DecoderConfig, VisionConfig, VLMConfig
 from tailorbird.model.connector import Connector
 from tailorbird.model.init import (
@@ -68,10 +67,11 @@ def assemble(parts: Parts) -> Assembled:
         ConfigError: the parts do not fit each other.
         CheckpointError: a component cannot be read.
     """
+    import torch
+
     notes: list[str] = []
     vision = _build_vision(parts, notes)
-    _require_ratio(vision.cfg, parts.shuffle)
-    text = read_text(parts.text)
+    text = read_text(parts.text, dtype=torch.float32)
     words = add_markers(text.tokenizer, text.model.cfg.vocab)
     cfg = VLMConfig(
         vision=vision.cfg,
@@ -79,8 +79,8 @@ def assemble(parts: Parts) -> Assembled:
         shuffle=parts.shuffle,
         image_token_id=words.image_id,
     )
-    model = build_model(cfg, "meta")
-    assert isinstance(model, VLM)
+    with torch.device("meta"):
+        model = VLM(cfg)
     copies = {words.end_id: words.tokenizer.id(ENDED)} if words.tokenizer.has(ENDED) else {}
     weights = grow_vocabulary(text.model, words.num_words, words.size, copies, parts.seed)
     connector = Connector(vision.cfg.width, cfg.decoder.width, cfg.shuffle)
@@ -98,15 +98,17 @@ def assemble(parts: Parts) -> Assembled:
 
 
 def _build_vision(parts: Parts, notes: list[str]) -> VisionTower:
-    """The tower for the wanted image size."""
+    """The tower for the wanted image size, whose grid the ratio must divide."""
     if parts.vision == FRESH:
         cfg = VisionConfig(image_size=parts.image_size or VisionConfig().image_size)
+        _require_ratio(cfg, parts.shuffle)
         fresh = Vision(cfg)
         initialise_vision(fresh, parts.seed)
         notes.append("NOTE: the image tower is random: good for trying things out, and for nothing else")
         return VisionTower(fresh, cfg)
     tower, own = read_vision(parts.vision)
     cfg = own if parts.image_size is None else replace(own, image_size=parts.image_size)
+    _require_ratio(cfg, parts.shuffle)
     if cfg.grid != own.grid:
         positions = resize_positions(tower.positions.weight.data, cfg.grid)
         tower.positions = type(tower.positions).from_pretrained(positions)

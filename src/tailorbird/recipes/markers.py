@@ -50,7 +50,7 @@ def add_markers(words: str, num_rows: int) -> Vocabulary:
     if taken := [name for name in (WHOLE, AROUND, IMAGE, END) if old.has(name)]:
         raise ConfigError(f"the text model's tokenizer has {taken} already: name a text model, not a VLM's")
     backend = Tokenizer.from_str(words)
-    highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    highest = old.highest_id if old.vocab else -1
     if highest + 1 != old.vocab or old.vocab > num_rows:
         raise ConfigError(
             f"the text model's tokenizer has {old.vocab} tokens with ids up to {highest}, its embedding "

@@ -6,6 +6,7 @@ from typing import Literal
 from tailorbird.errors import ConfigError
 
 FRESH = "fresh"
+MOST = {"image_size": 8192, "context": 2**28}  # 8192 px are 2^18 patches, a position embedding of 800 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Parts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+            if value is not None and value > MOST.get(name, value):
+                raise ConfigError(f"{name}={value} must be at most {MOST[name]}")
         if self.rope_theta is not None and not 0 < self.rope_theta < float("inf"):
             raise ConfigError(f"{self.rope_theta=} must be positive: released models have 100000 to 273768")
         if not 0 <= self.seed < 2**63:
