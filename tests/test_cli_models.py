@@ -20,6 +20,7 @@ from released import CFG, edit, write_released
 from small_gguf import Gguf
 from tailorbird.__main__ import main
 from tailorbird.data.video import encode
+from tailorbird.infer.chat import Stream
 from tailorbird.model.sizes import SMOLVLM2_256M
 
 Typed = Callable[..., tuple[int | str | None, str]]
@@ -95,6 +96,35 @@ def test_inspect_needs_no_weights(typed: Typed, folder: Path, photo: Path, tmp_p
     assert end == 0
     assert "global-img" in printed
     assert (tmp_path / "tiles.png").exists()
+
+
+def test_inspect_refuses_a_name_that_is_no_picture_before_it_works(typed: Typed, photo: Path) -> None:
+    refused(typed("inspect", "no/model", "--image", photo, "--out", "tiles.txt")[0], ".png, .jpg")
+
+
+def test_a_question_after_a_stop_string_is_a_question(typed: Typed, folder: Path) -> None:
+    words = ("--stop", "END", "--stop", "FIN", "--max-tokens", 2, "what is it?")
+    end, printed = typed("chat", folder, *words)
+    assert end == 0
+    assert "/image" not in printed, "no conversation began"
+
+
+def test_ctrl_c_ends_a_single_answer_with_130(
+    typed: Typed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Stream) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "__next__", interrupt)
+    assert typed("chat", folder, "what?")[0] == 130
+
+
+def test_captions_with_other_settings_do_not_mix(
+    typed: Typed, folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    words = ("describe", photo, "--model", folder, "--out", tmp_path / "a.jsonl", "--no-split")
+    assert typed(*words, "--max-tokens", 3)[0] == 0
+    refused(typed(*words, "--max-tokens", 4)[0], "choose another --out")
 
 
 def test_profile_prints_every_component(typed: Typed, folder: Path, photo: Path) -> None:
@@ -273,4 +303,4 @@ def refused(end: int | str | None, words: str) -> None:
 def test_stored_measurements_are_printed(typed: Typed) -> None:
     end, printed = typed("bench", "loss-gap", "--results", Path(__file__).parents[1] / "results")
     assert end == 0
-    assert "reference processor and model" in printed
+    assert "transformers, Pillow" in printed

@@ -50,6 +50,7 @@ def closure(start: str) -> set[Path]:
         ("tailorbird.model.build", 14, 2000),
         ("tailorbird.infer.policy", 32, 3000),
         ("tailorbird.cli.train", 50, 7000),
+        ("tailorbird.cli.chat", 52, 6000),
     ],
 )
 def test_what_one_must_read_to_follow_a_command_stays_within_its_budget(

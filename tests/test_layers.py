@@ -33,7 +33,7 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "train": {"torch", "safetensors"},
     "infer": {"torch"},
     "evals": {"torch", "rich", "av", "PIL", "matplotlib", "jinja2"},
-    "perf": {"torch", "rich", "av"},
+    "perf": {"torch", "rich", "av", "PIL"},
     "recipes": set(),
     "cli": {"tyro"},
     "__init__": set(),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tailorbird.data.lerobot import LeRobotDataset as LeRobotDataset
     from tailorbird.errors import TailorbirdError as TailorbirdError
     from tailorbird.infer.chat import ChatModel as ChatModel
+    from tailorbird.infer.chat import ask as ask
     from tailorbird.infer.chat import load_vlm as load_vlm
     from tailorbird.infer.config import ImageOptions as ImageOptions
     from tailorbird.infer.config import Sampling as Sampling
@@ -27,6 +28,7 @@ _HOMES = {
     "Policy": "infer.policy",
     "Sampling": "infer.config",
     "TailorbirdError": "errors",
+    "ask": "infer.chat",
     "load_policy": "infer.policy",
     "load_vlm": "infer.chat",
 }

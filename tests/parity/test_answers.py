@@ -35,6 +35,7 @@ WORDS = build_tokenizer()
 SHAPES = {
     "grouped heads, blocks of 2 x 2": (2, 2, 32),
     "a key head per query head, blocks of 3 x 3": (6, 3, 48),
+    "blocks of 4 x 4, as released": (2, 4, 64),
 }
 
 
@@ -150,7 +151,7 @@ def test_ids_pixels_logits_and_greedy_words_are_those_of_the_reference(
     pair: tuple[ChatModel, Reference], conversations: list[Any]
 ) -> None:
     ours, reference = pair
-    theirs, prompts = reference.read(conversations), ours.encode(*conversations)
+    theirs, prompts = reference.read(conversations), ours.encode_batch(conversations)
     assert torch.equal(prompts.ids, theirs["input_ids"])
     assert torch.equal(prompts.valid, theirs["attention_mask"].bool())
     flat = theirs["pixel_values"].flatten(0, 1)

@@ -1,6 +1,8 @@
 """Captions: one line a file, whatever is killed, damaged or begun twice."""
 
+import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,10 @@ from PIL import Image
 
 import tailorbird
 from released import CFG, make_processor, write_released
+from small_gguf import Gguf
 from tailorbird.data.video import encode
-from tailorbird.errors import ConfigError, DataError
-from tailorbird.infer.chat import ChatModel
+from tailorbird.errors import ConfigError, DataError, StorageError
+from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.infer.config import ImageOptions, Sampling
 from tailorbird.recipes.captions import Captioned, caption, find_media
 
@@ -42,7 +45,8 @@ def media(tmp_path: Path) -> Path:
 
 
 def run(model: ChatModel, files: list[Path], out: Path, question: str = "what?") -> Captioned:
-    return caption(model, files, out, name="a/model", question=question, sampling=SHORT)
+    asked = {"model": "a/model", "question": question}
+    return caption(model, files, out, question=question, sampling=SHORT, asked=asked)
 
 
 def read(out: Path) -> list[dict[str, object]]:
@@ -71,8 +75,7 @@ def test_every_file_gets_a_line_and_a_damaged_one_is_named(model: ChatModel, med
     lines = read(out)
     assert [Path(str(line["file"])).name for line in lines] == ["b.png", "c.mp4", "a.jpg"]
     assert {line["model"] for line in lines} == {"a/model"}
-    picture = [{"type": "image", "path": str(media / "b.png")}, {"type": "text", "text": "what?"}]
-    alone = model.chat([{"role": "user", "content": picture}], SHORT)
+    alone = model.chat(ask("what?", images=[media / "b.png"]), SHORT)
     assert lines[0]["caption"] == alone.text.strip()
     assert lines[0]["tokens"] == len(alone.ids)
 
@@ -105,12 +108,56 @@ def test_another_question_does_not_go_into_the_same_file(model: ChatModel, media
         run(model, [media / "b.png"], out, question="why?")
 
 
-def test_a_file_of_something_else_is_not_appended_to(model: ChatModel, media: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"precious\n", b"precious", b"\x89PNG\r\n\x1a\n\x00", b"{}\n", b"[1]\n[2"]
+)
+def test_a_file_of_something_else_is_neither_appended_to_nor_cut(
+    model: ChatModel, media: Path, content: bytes
+) -> None:
     out = media / "notes.jsonl"
-    out.write_text("precious\n")
-    with pytest.raises(DataError, match=r"notes\.jsonl, line 1, is no caption"):
+    out.write_bytes(content)
+    with pytest.raises(DataError, match=r"notes\.jsonl.* no caption: choose another --out"):
         run(model, [media / "b.png"], out)
-    assert out.read_text() == "precious\n"
+    assert out.read_bytes() == content
+
+
+def test_a_first_line_that_was_cut_short_is_written_again(model: ChatModel, media: Path) -> None:
+    out = media / "captions.jsonl"
+    out.write_text('{"fi')
+    assert run(model, [media / "b.png"], out).new == 1
+    assert len(read(out)) == 1
+
+
+def test_a_file_is_the_same_however_its_path_is_written(
+    model: ChatModel, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = media / "captions.jsonl"
+    run(model, [media / "b.png"], out)
+    monkeypatch.chdir(media)
+    assert run(model, [Path("inner/../b.png")], out).before == 1
+
+
+def test_a_name_that_is_no_text_is_kept(model: ChatModel, media: Path) -> None:
+    odd = media / os.fsdecode(b"\xff.png")
+    (media / "b.png").rename(odd)
+    out = media / "captions.jsonl"
+    assert run(model, [odd], out).new == 1
+    assert run(model, [odd], out).before == 1
+
+
+def test_two_processes_do_not_write_into_one_file(model: ChatModel, media: Path) -> None:
+    out = media / "captions.jsonl"
+    with out.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process captions into"):
+            run(model, [media / "b.png"], out)
+    assert run(model, [media / "b.png"], media / "others.jsonl").new == 1
+
+
+def test_a_language_model_is_refused_before_the_first_file(media: Path) -> None:
+    blind = tailorbird.load_vlm(Gguf().write(media / "words.gguf"), device="cpu")
+    with pytest.raises(ConfigError, match="sees nothing: name a vision-language model"):
+        run(blind, [media / "b.png"], media / "captions.jsonl")
 
 
 def test_a_file_that_makes_too_long_a_prompt_is_left_out_like_a_damaged_one(

@@ -1,6 +1,6 @@
 """A conversation at the terminal: what is typed, what the model hears."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ from PIL import Image
 
 import tailorbird
 from released import write_released
-from tailorbird.infer.chat import ChatModel
+from tailorbird.infer.chat import ChatModel, Stream, ask
 from tailorbird.infer.config import ImageOptions, Sampling
-from tailorbird.recipes.talk import answer, talk
+from tailorbird.recipes.talk import Shown, answer, talk
 
 SHORT = Sampling(max_tokens=3)
 
@@ -29,7 +29,7 @@ def heard(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> list[list[dict[s
     conversations: list[list[dict[str, Any]]] = []
     stream = ChatModel.stream
 
-    def listen(self: ChatModel, messages: Any, *rest: Any) -> Iterator[str]:
+    def listen(self: ChatModel, messages: Any, *rest: Any) -> Stream:
         conversations.append([*messages])
         return stream(self, messages, *rest)
 
@@ -50,7 +50,7 @@ def typed(*lines: str) -> Callable[[str], str]:
 
 
 def test_the_model_hears_the_whole_conversation(model: ChatModel, heard: list[Any]) -> None:
-    talk(model, SHORT, [], typed("one", "", "two"))
+    talk(model, SHORT, Shown(), typed("one", "", "two"))
     first, second = heard
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
     assert second[0] == first[0]
@@ -62,7 +62,7 @@ def test_pictures_are_shown_with_the_next_words_and_only_once(
 ) -> None:
     file = tmp_path / "two words.png"
     Image.new("RGB", (8, 9)).save(file)
-    talk(model, SHORT, [file], typed("look", f"/image {file}", "again", "/new", "afresh"))
+    talk(model, SHORT, Shown([file]), typed("look", f"/image {file}", "again", "/new", "afresh"))
     kinds = [[item["type"] for item in talked[-1]["content"]] for talked in heard]
     assert kinds == [["image", "text"], ["image", "text"], ["text"]]
     assert len(heard[-1]) == 1
@@ -73,22 +73,50 @@ def test_mistakes_are_explained_and_the_conversation_goes_on(
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("words")
-    talk(model, SHORT, [], typed("/image none.png", "/dance", f"/image {bad}", "look", "/bye", "never"))
+    lines = ("/image none.png", "/imgae x.png", "/image", f"/image {bad}", "look", "again", "/bye", "never")
+    talk(model, SHORT, Shown(), typed(*lines))
     printed = capsys.readouterr().out
-    assert "no file none.png" in printed
-    assert "nothing is done for '/dance'" in printed
+    assert "there is no file none.png" in printed
+    assert "there is no /imgae" in printed
     assert "bad.png is no picture" in printed
-    assert len(heard) == 1, "what follows /bye is not read"
+    assert [len(talked) for talked in heard] == [1, 1], (
+        "what is bad is shown once, what follows /bye not read"
+    )
+    assert heard[1][0]["content"] == [{"type": "text", "text": "again"}]
 
 
-def test_an_interrupted_answer_keeps_what_was_said(
+def test_an_interrupted_answer_is_remembered_as_far_as_it_came(
     model: ChatModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*args: Any) -> Iterator[str]:
-        yield " a"
-        yield " b"
+    advance, given = Stream.__next__, 0
+
+    def interrupt(self: Stream) -> str:
+        nonlocal given
+        given += 1
+        if given > 1:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    monkeypatch.setattr(Stream, "__next__", interrupt)
+    said, interrupted = answer(model, ask("one"), SHORT)
+    assert interrupted
+    assert said
+    assert capsys.readouterr().out == f"{said} ...\n"
+
+
+def test_a_turn_that_was_interrupted_before_its_first_word_never_happened(
+    model: ChatModel, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Stream) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ChatModel, "stream", interrupted)
-    assert answer(model, [], SHORT) == "a b ..."
-    assert "a b" in capsys.readouterr().out
+    monkeypatch.setattr(Stream, "__next__", interrupt)
+    talk(model, SHORT, Shown(), typed("one", "two"))
+    assert [len(talked) for talked in heard] == [1, 1]
+
+
+def test_an_answer_that_is_cut_says_so(model: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+    model_without_end = ChatModel(model.model, model.processor, frozenset())
+    model_without_end.end_ids = frozenset()
+    answer(model_without_end, ask("one"), SHORT)
+    assert "(cut: --max-tokens 3" in capsys.readouterr().out

@@ -26,18 +26,22 @@ class Chat:
     """A picture to show; once for each."""
     video: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A video to show, after the pictures; once for each."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    sampling: tyro.conf.UseAppendAction[Annotated[Sampling, tyro.conf.arg(name="")]] = field(
+        default_factory=Sampling
+    )
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
     load: Annotated[LoadOptions, tyro.conf.arg(name="")] = field(default_factory=LoadOptions)
 
     def __call__(self) -> None:
-        from tailorbird.infer.chat import open_model
-        from tailorbird.recipes.captions import look_at
-        from tailorbird.recipes.talk import answer, talk
+        from tailorbird.infer.chat import ask, open_model
+        from tailorbird.recipes.talk import Shown, answer, talk
 
-        media = [*self.image, *self.video]
         model = open_model(self.model, self.load, self.images)
-        if self.question:
-            answer(model, look_at(media, self.question), self.sampling)
-        else:
-            talk(model, self.sampling, media)
+        if not self.question:
+            return talk(model, self.sampling, Shown([*self.image], [*self.video]))
+        _, interrupted = answer(
+            model, ask(self.question, images=self.image, videos=self.video), self.sampling
+        )
+        if interrupted:
+            raise KeyboardInterrupt
+        return None

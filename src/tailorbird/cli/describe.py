@@ -1,9 +1,9 @@
 """tailorbird describe"""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,7 +27,9 @@ class Describe:
     """Where the lines are added: file, caption, reason, tokens, seconds, model, question."""
     question: str = "Describe this in detail."
     """What is asked about each file."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    sampling: tyro.conf.UseAppendAction[Annotated[Sampling, tyro.conf.arg(name="")]] = field(
+        default_factory=Sampling
+    )
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
     load: Annotated[LoadOptions, tyro.conf.arg(name="")] = field(default_factory=LoadOptions)
 
@@ -38,9 +40,14 @@ class Describe:
 
         files = find_media(self.files)
         model = open_model(self.model, self.load, self.images)
-        done = caption(
-            model, files, self.out, name=self.model, question=self.question, sampling=self.sampling
-        )
+        asked = {"model": self.model, "question": self.question, "settings": self._unusual()}
+        done = caption(model, files, self.out, question=self.question, sampling=self.sampling, asked=asked)
         console.print(f"{self.out}: {done.new} new, {done.before} from before, {len(done.refused)} left out")
         if done.refused:
             sys.exit(1)
+
+    def _unusual(self) -> dict[str, Any]:
+        """Settings that are not the default's: lines that were made with others do not mix."""
+        chosen = {**asdict(self.sampling), **asdict(self.images), **asdict(self.load)}
+        usual = {**asdict(Sampling()), **asdict(ImageOptions()), **asdict(LoadOptions())}
+        return {name: value for name, value in chosen.items() if value != usual[name] and name != "device"}

@@ -7,7 +7,7 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a model size, a policy, a dataset or a run is; without an argument, which sizes exist.
+    """Say what a model size, a model, a policy, a dataset or a run is; without one, which sizes exist.
 
     Examples: tailorbird info smolvla-base
 

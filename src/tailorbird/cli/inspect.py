@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tailorbird.infer.config import ImageOptions, LoadOptions
+from tailorbird.infer.config import ImageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Inspect:
 
     Example: tailorbird inspect HuggingFaceTB/SmolVLM2-256M-Video-Instruct --image cat.jpg --no-split
 
-    Only the processor is loaded, not the weights.
+    Only the processor is fetched and loaded, not the weights.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -27,14 +27,16 @@ class Inspect:
     out: Path = Path("tiles.png")
     """Where the tiles are drawn."""
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
-    load: Annotated[LoadOptions, tyro.conf.arg(name="")] = field(default_factory=LoadOptions)
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
     def __call__(self) -> None:
-        from tailorbird.evals.look import draw_sheet, look, tables
         from tailorbird.infer.chat import open_processor
+        from tailorbird.perf.look import check_sheet, draw_sheet, look, tables
         from tailorbird.progress import console
 
-        processor = open_processor(self.model, self.load, self.images)
+        check_sheet(self.out)
+        processor = open_processor(self.model, self.revision, self.images)
         seen = look(processor, self.image, self.question)
         for part in tables(seen, processor.tiles):
             console.print(part)

@@ -10,7 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tailorbird.checkpoint.folder import read_object
 from tailorbird.checkpoint.policy import read_policy
+from tailorbird.checkpoint.processor import read_processor
+from tailorbird.checkpoint.released import vlm_config
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.errors import ConfigError
 from tailorbird.evals.results import load_conditions, table
@@ -34,12 +37,14 @@ def describe(what: str) -> list[RenderableType]:
         return [_parts(SIZES[what])]
     if (folder / "meta").is_dir():
         return _dataset(LeRobotDataset(find_dataset(folder)))
+    if (folder / "chat_template.jinja").exists() or (folder / "preprocessor_config.json").exists():
+        return _vlm(folder)
     if (folder / "model.safetensors").exists():
         return _policy(folder)
     if (folder / "rollouts").is_dir():
         return _run(folder)
     raise ConfigError(
-        f"{what} is no size ({', '.join(SIZES)}) and no folder of a policy, a dataset or a run; for a "
+        f"{what} is no size ({', '.join(SIZES)}) and no folder of a model, a dataset or a run; for a "
         "training run, name one of its checkpoints"
     )
 
@@ -85,6 +90,20 @@ def _policy(folder: Path) -> list[RenderableType]:
         "state, action": f"{cfg.state_dim}, {cfg.action_dim}",
         "chunk": f"{cfg.chunk} actions at {pipeline.hz:g} Hz, {cfg.num_steps} flow steps",
         "instructions": f"at most {pipeline.tokenizer.max_tokens} of {pipeline.tokenizer.vocab} tokens",
+    }
+    return [_facts(facts), _parts(cfg)]
+
+
+def _vlm(folder: Path) -> list[RenderableType]:
+    cfg = vlm_config(read_object(folder / "config.json"), folder / "config.json")
+    processor = read_processor(folder, cfg)
+    tiles, video, words = processor.tiles, processor.video, cfg.decoder
+    split = "split" if tiles.split else "shown whole"
+    facts = {
+        "pictures": f"long side to {tiles.longest_edge} px, {split}, tiles of {tiles.tile} px",
+        "tokens": f"{cfg.tokens_per_image} a tile; vocabulary {words.vocab}, context {words.max_positions}",
+        "videos": f"{video.fps:g} frames a second, at most {video.max_frames}",
+        "chat": processor.chat.name,
     }
     return [_facts(facts), _parts(cfg)]
 

@@ -1,31 +1,69 @@
 """A vision-language model with its processor: messages in, words out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.gguf import read_gguf
+from tailorbird.checkpoint.components import read_text
+from tailorbird.checkpoint.folder import model_kind, read_object
 from tailorbird.checkpoint.hub import find_model
-from tailorbird.checkpoint.processor import read_object, read_processor
+from tailorbird.checkpoint.processor import read_processor
 from tailorbird.checkpoint.released import vlm_config
 from tailorbird.checkpoint.vlm import read_vlm
-from tailorbird.errors import ConfigError
+from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.infer.config import ImageOptions, LoadOptions, Sampling
-from tailorbird.infer.generate import Generation, generate, stream
+from tailorbird.infer.generate import Generation, Piece, Reason, generate, stream
 from tailorbird.infer.tokens import every_logit
 from tailorbird.model.lm import LM
 from tailorbird.model.vlm import VLM
-from tailorbird.processing.chat import CHATML, Conversation, find_format
+from tailorbird.processing.chat import Conversation
 from tailorbird.processing.processor import Processor
+from tailorbird.processing.template import find_format
 from tailorbird.processing.text import ChatTokenizer
 from tailorbird.types import Prompts
 
 GREEDY, AS_SAVED = Sampling(), ImageOptions()
 Messages = str | Conversation  # a string is one message of the user
+
+
+def ask(question: str, *, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """One message of the user: what to look at, then the question.
+
+    images: paths, arrays, tensors or PIL pictures. videos: paths.
+    """
+    shown = [("image", image) for image in images] + [("video", video) for video in videos]
+    content: list[dict[str, Any]] = [{"type": kind, kind: source} for kind, source in shown]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+class Stream(Iterator[str]):
+    """The pieces of one answer as they become certain. Closing it stops the work.
+
+    reason: why the answer ended; None before it did.
+    """
+
+    def __init__(self, steps: Generator[tuple[Piece | None, ...], None, None], lead: str) -> None:
+        self._steps, self._lead = steps, lead
+        self.reason: Reason | None = None
+
+    def __next__(self) -> str:
+        with _room():
+            for (piece,) in self._steps:
+                assert piece is not None  # a single row has a piece until its last one
+                self.reason = piece.reason
+                text = piece.text.removeprefix(self._lead) if piece.text else ""
+                self._lead = "" if piece.text else self._lead
+                if text:
+                    return text
+        raise StopIteration
+
+    def close(self) -> None:
+        self._steps.close()
 
 
 class ChatModel:
@@ -37,6 +75,8 @@ class ChatModel:
     def __init__(self, model: LM | VLM, processor: Processor, end_ids: frozenset[int]) -> None:
         self.model, self.processor = model.eval().requires_grad_(False), processor
         self.end_ids = end_ids | {processor.end_id}
+        chat = processor.chat
+        self._lead = chat.border.removeprefix(chat.reply_border)  # between "Assistant:" and its words
 
     @property
     def device(self) -> torch.device:
@@ -46,22 +86,29 @@ class ChatModel:
     def dtype(self) -> torch.dtype:
         return self.model.decoder.norm.weight.dtype
 
-    def encode(self, *conversations: Messages, reply: bool = True) -> Prompts:
-        """Messages to ids, masks and pixels, on the CPU.
+    def encode(self, messages: Messages, *, reply: bool = True) -> Prompts:
+        """Messages to ids, masks and pixels: a batch of one.
 
         Args:
-            conversations: each a row of the batch, a list of {"role": ..., "content": ...} with content a
-                text or a list of {"type": "text", "text": ...}, {"type": "image", "image": path, array, ...}
-                and {"type": "video", "video": path}; or just a string.
+            messages: a list of {"role": ..., "content": ...} with content a text or a list of
+                {"type": "text", "text": ...}, {"type": "image", "image": path, array, ...} and
+                {"type": "video", "video": path}; or just a string.
             reply: end where the assistant begins to speak; False for conversations to learn from.
         Raises:
             DataError: a message is malformed, or a picture or video cannot be read.
         """
+        return self.encode_batch([messages], reply=reply)
+
+    def encode_batch(self, conversations: Sequence[Messages], *, reply: bool = True) -> Prompts:
+        """Several conversations, padded on the left. Arguments and errors are those of `encode`."""
+        if isinstance(conversations, str):
+            raise DataError(f"a batch is a list of conversations, got the string {conversations[:40]!r}")
         return self.processor.encode([_as_messages(one) for one in conversations], reply=reply)
 
     def logits(self, prompts: Prompts) -> Tensor:
         """(B, T, V): what follows each position; those of padding mean nothing."""
-        return every_logit(self.model, prompts)
+        with _room():
+            return every_logit(self.model, prompts)
 
     def chat(
         self, messages: Messages, sampling: Sampling = GREEDY, cancelled: Callable[[], bool] = lambda: False
@@ -76,27 +123,22 @@ class ChatModel:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Generation]:
         """Answer several conversations side by side, each as it would be answered alone."""
-        prompts = self.encode(*conversations)
-        return generate(
-            self.model, prompts, sampling, end_ids=self.end_ids, decode=self._decode, cancelled=cancelled
-        )
+        prompts = self.encode_batch(conversations)
+        with _room():
+            answers = generate(
+                self.model, prompts, sampling, end_ids=self.end_ids, decode=self._decode, cancelled=cancelled
+            )
+        return [replace(answer, text=answer.text.removeprefix(self._lead)) for answer in answers]
 
     def stream(
         self, messages: Messages, sampling: Sampling = GREEDY, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[str]:
-        """Yield the answer in pieces as they become certain. Closing the iterator stops the work."""
+    ) -> Stream:
+        """Answer in pieces. Errors are those of `chat`; those of the messages come at once."""
+        prompts = self.encode(messages)
         steps = stream(
-            self.model,
-            self.encode(messages),
-            sampling,
-            end_ids=self.end_ids,
-            decode=self._decode,
-            cancelled=cancelled,
+            self.model, prompts, sampling, end_ids=self.end_ids, decode=self._decode, cancelled=cancelled
         )
-        with closing(steps):
-            for (piece,) in steps:
-                if piece is not None and piece.text:
-                    yield piece.text
+        return Stream(steps, self._lead)
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids)
@@ -106,60 +148,100 @@ def _as_messages(messages: Messages) -> Conversation:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say what helps when the GPU's memory is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): load in bfloat16, show pictures whole "
+            "(no splitting), or use the device cpu"
+        ) from error
+
+
 def load_vlm(
     path_or_id: str | Path,
     *,
-    device: str = "auto",
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     images: ImageOptions = AS_SAVED,
 ) -> ChatModel:
-    """Load a SmolVLM or SmolVLM2 to talk to, or a SmolLM2 from a GGUF file.
+    """Load a SmolVLM or SmolVLM2 to talk to; or a language model, SmolLM2, that sees nothing.
 
     Args:
-        path_or_id: folder in the hub's layout, id on the hub, or a file that ends in .gguf.
+        path_or_id: folder in the hub's layout, id on the hub, or a GGUF file of a language model.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
         dtype: of the weights; None leaves them as the file has them, and takes fp32 for a GGUF file.
         revision: branch, tag or commit on the hub.
         images: what to do with pictures otherwise than the model's settings say.
     Raises:
         CheckpointError: there is no such model, or it is damaged, or of another kind.
-        ConfigError: the device is not here.
+        ConfigError: the device is not here, or an option means nothing for this model.
     """
-    where, file = find_device(device), Path(path_or_id)
-    if file.suffix == ".gguf" and not file.is_dir():
-        tower = read_gguf(file, dtype=dtype, device=where)
-        chat = find_format(tower.template, str(file)) if tower.template else CHATML
-        words = Processor(tokenizer=ChatTokenizer(tower.tokenizer), chat=chat, tokens_per_tile=0)
-        return ChatModel(tower.model, words, frozenset(tower.end_ids))
-    loaded = read_vlm(find_model(path_or_id, revision), device=where, dtype=dtype)
+    where, kind = find_device(device), find_dtype(dtype)
+    file = Path(path_or_id)
+    if file.is_file() or file.suffix.lower() == ".gguf":
+        _require(revision is None, f"{file} is a file: it has no revision {revision}")
+        return _language_model(file, where, kind, images)
+    folder = find_model(path_or_id, revision)
+    with _room():
+        if model_kind(folder) == "llama":
+            return _language_model(folder, where, kind, images)
+        loaded = read_vlm(folder, device=where, dtype=kind)
     return ChatModel(loaded.model, with_options(loaded.processor, images), loaded.end_ids)
+
+
+def _language_model(source: Path, device: str, dtype: torch.dtype | None, images: ImageOptions) -> ChatModel:
+    _require(images == AS_SAVED, f"{source} is a language model: it sees no pictures to treat otherwise")
+    tower = read_text(source, dtype=dtype, device=device)
+    if not tower.template:
+        raise CheckpointError(
+            f"{source} has no chat template, so it was not taught to answer: take a model named Instruct"
+        )
+    chat = find_format(tower.template, str(source))
+    processor = Processor(tokenizer=ChatTokenizer(tower.tokenizer), chat=chat, tokens_per_tile=0)
+    return ChatModel(tower.model, processor, frozenset(tower.end_ids))
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ConfigError(f"{otherwise}. Leave the option out")
 
 
 def open_model(path_or_id: str, load: LoadOptions, images: ImageOptions) -> ChatModel:
     """`load_vlm` for settings that came as words."""
-    dtype = None if load.dtype == "auto" else getattr(torch, load.dtype)
+    dtype = None if load.dtype == "auto" else load.dtype
     return load_vlm(path_or_id, device=load.device, dtype=dtype, revision=load.revision, images=images)
 
 
-def open_processor(path_or_id: str, load: LoadOptions, images: ImageOptions) -> Processor:
-    """The processor of a model without its weights. Errors are those of `load_vlm`."""
-    folder = find_model(path_or_id, load.revision)
+def open_processor(path_or_id: str, revision: str | None, images: ImageOptions) -> Processor:
+    """The processor of a model; its weights are not fetched. Errors are those of `load_vlm`."""
+    folder = find_model(path_or_id, revision, weights=False)
     cfg = vlm_config(read_object(folder / "config.json"), folder / "config.json")
     return with_options(read_processor(folder, cfg), images)
 
 
-def find_device(device: str) -> str:
+def find_device(device: str | torch.device) -> str:
     """Raises ConfigError for a device that is not here."""
-    if device == "auto":
+    if str(device) == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}): name cpu, cuda, cuda:1 or auto"
+            f"device '{device}' cannot be used ({str(error).splitlines()[0]}): name cpu, cuda, cuda:1 or auto"
         ) from None
-    return device
+    return str(device)
+
+
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Raises ConfigError for what is no floating-point type."""
+    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ConfigError(f"weights cannot be loaded as {dtype}: name bfloat16, float16 or float32")
+    return found
 
 
 def with_options(processor: Processor, images: ImageOptions) -> Processor:

@@ -1,4 +1,4 @@
-"""Settings of generation. Importable without torch."""
+"""Settings of loading and answering. Importable without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -66,6 +66,10 @@ class ImageOptions:
     longest_edge: int | None = None
     upscale: bool = True
     fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.longest_edge is not None and self.longest_edge < 1:
+            raise ConfigError(f"{self.longest_edge=} must be at least 1 px")
 
 
 @dataclass(frozen=True, kw_only=True)

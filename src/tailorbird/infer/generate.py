@@ -104,19 +104,21 @@ def stream(
         end_ids: tokens that end an answer and are not part of its text.
         decode: ids to text, as `Words` needs it.
         tiles_at_once: tiles that pass the image tower together; bounds its memory.
-        cancelled: asked before every token, the first one too.
+        cancelled: asked before every group of tiles and every token.
     Raises:
         DataError: a prompt alone is longer than the model's context, images and prompts do not fit each
             other, or the logits are not finite.
     """
     budgets = num_answer_tokens(model, prompts, sampling)
     rows = [_Row(Words(decode, sampling.stop), budget, end_ids) for budget in budgets]
-    with closing(draw_tokens(model, prompts, sampling, tiles_at_once=tiles_at_once)) as tokens:
+    drawn = draw_tokens(model, prompts, sampling, tiles_at_once=tiles_at_once, cancelled=cancelled)
+    with closing(drawn) as tokens:
         while not all(row.ended for row in rows):
-            if cancelled():
+            step = None if cancelled() else next(tokens, None)
+            if step is None:
                 yield tuple(row.cancel() for row in rows)
                 return
-            yield tuple(row.take(token) for row, token in zip(rows, next(tokens), strict=True))
+            yield tuple(row.take(token) for row, token in zip(rows, step, strict=True))
 
 
 class _Row:

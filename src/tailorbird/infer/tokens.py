@@ -1,6 +1,6 @@
 """Prefill, then one token after the other: the loop that everything above decorates."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,17 @@ from tailorbird.types import Prompts
 
 @torch.inference_mode()
 def draw_tokens(
-    model: LM | VLM, prompts: Prompts, sampling: Sampling, *, tiles_at_once: int = 8
+    model: LM | VLM,
+    prompts: Prompts,
+    sampling: Sampling,
+    *,
+    tiles_at_once: int = 8,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[list[int], None, None]:
     """Yield one id for every row, step by step, as long as any row has room. Nothing ends a row here.
 
-    The result does not depend on the padding or on the other rows; in fp32, to rounding.
-    Errors are those of `stream`.
+    The result does not depend on the padding or on the other rows; in fp32, to rounding. `cancelled` is asked
+    after each group of tiles, and ends it all. Errors are those of `stream`.
     """
     steps = max(num_answer_tokens(model, prompts, sampling))
     check_images(model, prompts)
@@ -39,7 +44,12 @@ def draw_tokens(
         readable = F.pad(valid, (0, steps - 1), value=True)[:, None, None]  # (B, 1, 1, S)
 
     sampler = Sampler(sampling, mark(ids, valid, model.decoder.cfg.vocab))
-    x = _embed(model, ids, prompts.pixels, tiles_at_once)  # (B, T, C)
+    features = []
+    for part in _encode(model, prompts.pixels, tiles_at_once):
+        features.append(part)
+        if cancelled():
+            return
+    x = _embed(model, ids, features)  # (B, T, C)
     while True:
         hidden = model.decoder(x, positions, mask, cache)[:, -1:]  # (B, 1, C)
         token = sampler(model.logits(hidden)[:, 0])  # (B,)
@@ -69,7 +79,7 @@ def every_logit(model: LM | VLM, prompts: Prompts, *, tiles_at_once: int = 8) ->
     weight = model.decoder.norm.weight
     prompts = prompts.to(weight.device, weight.dtype)
     positions, mask = (None, None) if bool(prompts.valid.all()) else _around_padding(prompts.valid)
-    x = _embed(model, prompts.ids, prompts.pixels, tiles_at_once)  # (B, T, C)
+    x = _embed(model, prompts.ids, [*_encode(model, prompts.pixels, tiles_at_once)])  # (B, T, C)
     return model.logits(model.decoder(x, positions, mask))
 
 
@@ -115,17 +125,21 @@ def check_images(model: LM | VLM, prompts: Prompts) -> None:
             )
 
 
-def _embed(model: LM | VLM, ids: Tensor, pixels: Tensor | None, tiles_at_once: int) -> Tensor:
-    """ids: (B, T); pixels: (N, 3, tile, tile). Returns (B, T, C).
+def _encode(model: LM | VLM, pixels: Tensor | None, tiles_at_once: int) -> Iterator[Tensor]:
+    """pixels: (N, 3, tile, tile). Yields their tokens in groups of tiles, (n, tokens, C).
 
-    Groups of tiles give what all at once give, within 1e-6 in fp32.
+    Together they are what all tiles at once give, within 1e-6 in fp32, in less memory.
     """
+    if isinstance(model, VLM) and pixels is not None and len(pixels):
+        for group in pixels.split(tiles_at_once):
+            yield model.encode_images(group)
+
+
+def _embed(model: LM | VLM, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """ids: (B, T); features: (N, tokens, C) in parts. Returns (B, T, C)."""
     if isinstance(model, LM):
         return model.embed(ids)
-    if pixels is None or not len(pixels):
-        return model.place(ids, None)
-    groups = [model.encode_images(group) for group in pixels.split(tiles_at_once)]
-    return model.place(ids, torch.cat(groups))
+    return model.place(ids, torch.cat(list(features)) if features else None)
 
 
 def _align(ids: Tensor, valid: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,10 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         free, total = (value / 2**30 for value in torch.cuda.mem_get_info())
         return Finding(
-            "GPU", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GiB free; not used yet"
+            "GPU",
+            "ok",
+            f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GiB free; chat and describe use it, "
+            "training and policies do not yet",
         )
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
     return Finding("GPU", "absent", f"none; torch {torch.__version__} is {built}", "the demo needs none")

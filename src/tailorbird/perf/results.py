@@ -11,10 +11,10 @@ from tailorbird.errors import DataError
 from tailorbird.storage import read_json
 
 WAYS = {
-    "reference": "reference processor and model",
+    "reference": "transformers, Pillow",
     "exact": "tailorbird, exact",
     "tensor": "tailorbird, tensor",
-    "bypass": "pictures without their tokens",
+    "bypass": "no image tokens",
 }
 PARTS = {
     "split": "random weights, pictures split into tiles",
@@ -42,7 +42,7 @@ def tables(folder: Path, name: str) -> list[RenderableType]:
 
 
 def _loss_gap(part: Mapping[str, Any], title: str) -> Table:
-    rows = Table("way", "loss", "from the reference", "preparing, ms", "speed", "model, s", title=title)
+    rows = Table("way", "loss", "gap", "prepare, ms", "speed", "model, s", title=title)
     for column in rows.columns[1:]:
         column.justify = "right"
     reference = part["reference"]

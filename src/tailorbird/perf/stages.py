@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from rich.table import Table
 
 from tailorbird.errors import ConfigError
-from tailorbird.infer.chat import ChatModel
+from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.model.cache import StaticCache
 from tailorbird.model.vlm import VLM
 from tailorbird.processing.pieces import encode_pieces
@@ -32,7 +32,7 @@ class Stages:
     dtype: str
 
 
-class _Clock:
+class Clock:
     """Runs a stage several times, waits for the device, and keeps the median."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
@@ -64,11 +64,10 @@ def measure(chat: ChatModel, image: Path | None, *, num_tokens: int = 32, repeat
     if min(num_tokens, repeats) < 1:
         raise ConfigError(f"{num_tokens=} and {repeats=} must be at least 1")
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    picture: Any = noise if image is None else str(image)
-    question = {"type": "text", "text": "What is this?"}
-    messages = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
+    picture = noise if image is None else image
+    messages = ask("What is this?", images=[picture])
 
-    clock = _Clock(chat.device, repeats)
+    clock = Clock(chat.device, repeats)
     pieces, _ = clock("processor", lambda: processor.expand(messages, reply=True))
     clock("tokenizer", lambda: encode_pieces(pieces, processor.tokenizer))
     row = processor.row(messages)

@@ -1,21 +1,25 @@
 """Captions for a folder of pictures and videos, one JSON line each, to be stopped and continued at will."""
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tailorbird.errors import ConfigError, DataError
-from tailorbird.infer.chat import ChatModel
+from tailorbird.errors import ConfigError, DataError, StorageError
+from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.infer.config import Sampling
+from tailorbird.model.lm import LM
 from tailorbird.progress import console, track
-from tailorbird.storage import explained, locked
+from tailorbird.storage import explained
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"}
+BEGINNING = b'{"file": '  # of every line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,49 +32,61 @@ class Captioned:
 
 
 def find_media(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, and the pictures and videos of folders, sorted, each once.
+    """Files as given, and pictures and videos of folders, sorted, each once. Other files are counted aloud.
 
     Raises:
         DataError: a path does not exist, or there is nothing.
     """
     found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist: name pictures, videos, or folders of them")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
-            if file == path or (file.is_file() and file.suffix.lower() in PICTURES | VIDEOS):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file == path or (file.is_file() and file.suffix.lower() in IMAGES | VIDEOS):
                 found[file] = None
+            elif file.is_file():
+                others[file.suffix or "no suffix"] += 1
     if not found:
         raise DataError(f"no picture or video in {', '.join(map(str, paths))}")
+    if others:
+        console.print("not looked at: " + ", ".join(f"{num} {kind}" for kind, num in others.most_common()))
     return list(found)
 
 
 def caption(
-    model: ChatModel, files: Sequence[Path], out: Path, *, name: str, question: str, sampling: Sampling
+    model: ChatModel,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    question: str,
+    sampling: Sampling,
+    asked: Mapping[str, Any],
 ) -> Captioned:
-    """Append a line to `out` for every file that has none, with the caption and what was asked of whom.
+    """Append a line for every file that has none: file, caption, reason, tokens, seconds, and `asked`.
 
     Lines reach the disk one by one. A file that cannot be read is reported and gets no line, so the next run
-    tries it again.
+    tries it again. `asked` is what all lines of a file have in common, such as the model's name.
 
     Raises:
-        ConfigError: `out` holds captions by another model or for another question.
+        ConfigError: `out` holds lines with another `asked`, or the model sees nothing.
+        DataError: `out` holds something else.
         StorageError: the disk is full, or another process captions into the same file.
     """
+    if isinstance(model.model, LM):
+        raise ConfigError("this is a language model, which sees nothing: name a vision-language model")
     refused: list[str] = []
-    asked = {"model": name, "question": question}
-    with locked(out.parent), explained(out):
-        done = _read_done(out, asked)
-        todo = [file for file in files if str(file) not in done]
-        with (
-            out.open("a", encoding="utf-8") as lines,
-            track("captions", len(files), len(files) - len(todo)) as bar,
-        ):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with explained(out), out.open("a", encoding="utf-8") as lines:
+        _claim(lines, out)
+        done = _read_done(out, dict(asked))
+        todo = [file for file in files if file.resolve() not in done]
+        with track("captions", len(files), len(files) - len(todo)) as bar:
             for file in todo:
                 began = time.perf_counter()
+                shown = {"videos" if file.suffix.lower() in VIDEOS else "images": [file]}
                 try:
-                    answer = model.chat(look_at([file], question), sampling)
+                    answer = model.chat(ask(question, **shown), sampling)
                 except DataError as error:
                     refused.append(str(error))
                     console.print(f"left out: {error}")
@@ -84,45 +100,38 @@ def caption(
                     "seconds": round(time.perf_counter() - began, 3),
                     **asked,
                 }
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(record) + "\n")  # ASCII: file names need not be valid text
                 lines.flush()
                 os.fsync(lines.fileno())
                 bar.advance(note=file.name)
     return Captioned(new=len(todo) - len(refused), before=len(files) - len(todo), refused=tuple(refused))
 
 
-def look_at(files: Sequence[Path], question: str) -> list[dict[str, Any]]:
-    """One message of the user: the pictures and videos, then the question."""
-    media = [
-        {"type": "video" if file.suffix.lower() in VIDEOS else "image", "path": str(file)} for file in files
-    ]
-    return [{"role": "user", "content": [*media, {"type": "text", "text": question}]}]
+def _claim(lines: TextIO, out: Path) -> None:
+    try:
+        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(
+            f"another process captions into {out}: wait for it, or choose another --out"
+        ) from None
 
 
-def _read_done(out: Path, asked: dict[str, str]) -> set[str]:
+def _read_done(out: Path, asked: dict[str, Any]) -> set[Path]:
     """Files that have their line. A last line that a killed process cut short is taken away."""
-    if not out.exists():
-        return set()
     content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(out, len(whole))
+    whole, _, rest = content.rpartition(b"\n")
     done = set()
-    for number, record in enumerate(_records(whole, out), start=1):
-        before = {key: record.get(key) for key in asked}
-        if before != asked:
-            raise ConfigError(f"{out}, line {number}, answers {before}, not {asked}: choose another --out")
-        done.add(str(record["file"]))
-    return done
-
-
-def _records(content: bytes, out: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            record["file"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{out}, line {number}, is no caption: repair it, or choose another --out"
-            ) from error
-        yield record
+            done.add(Path(record["file"]).resolve())
+            before = {key: record.get(key) for key in asked}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{out}, line {number}, is no caption: choose another --out") from error
+        if before != asked:
+            raise ConfigError(f"{out}, line {number}, answers {before}, not {asked}: choose another --out")
+    if rest:
+        if not (rest.startswith(BEGINNING) or BEGINNING.startswith(rest)):
+            raise DataError(f"{out} ends in something that is no caption: choose another --out")
+        os.truncate(out, len(content) - len(rest))
+    return done

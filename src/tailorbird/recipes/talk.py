@@ -1,40 +1,47 @@
 """A conversation at the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tailorbird.errors import TailorbirdError
-from tailorbird.infer.chat import ChatModel
+from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.infer.config import Sampling
 from tailorbird.progress import console
-from tailorbird.recipes.captions import look_at
 
 HELP = """Write to the model. /image FILE and /video FILE show it something with your next words; /new begins
 again; /bye, or Ctrl-D, ends. Ctrl-C stops an answer."""
 
 
-def answer(model: ChatModel, messages: list[dict[str, Any]], sampling: Sampling) -> str:
-    """Print an answer while it comes, and return it. Ctrl-C keeps what was said until then."""
-    said = ""
+@dataclass
+class Shown:
+    """What goes with the next words."""
+
+    images: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+
+
+def answer(model: ChatModel, messages: list[dict[str, Any]], sampling: Sampling) -> tuple[str, bool]:
+    """Print an answer while it comes. Returns it, as far as it came, and whether Ctrl-C ended it."""
+    stream, said, interrupted = model.stream(messages, sampling), "", False
     try:
-        for piece in model.stream(messages, sampling):
-            shown = piece.lstrip() if not said else piece
-            said += shown
-            console.file.write(shown)
+        for piece in stream:
+            said += piece
+            console.file.write(piece)
             console.file.flush()
     except KeyboardInterrupt:
-        said += " ..."
-    console.print()
-    return said
+        stream.close()
+        interrupted = True
+    console.print(" ..." if interrupted else "")
+    if stream.reason == "length":
+        console.print(f"(cut: --max-tokens {sampling.max_tokens}, or the model's context, is used up)")
+    return said, interrupted
 
 
-def talk(
-    model: ChatModel, sampling: Sampling, media: Sequence[Path], read: Callable[[str], str] = input
-) -> None:
-    """Read lines and answer them until the reader ends. `media` are shown with the first words."""
+def talk(model: ChatModel, sampling: Sampling, shown: Shown, read: Callable[[str], str] = input) -> None:
+    """Read lines and answer them until the reader ends."""
     messages: list[dict[str, Any]] = []
-    shown = list(media)
     console.print(HELP)
     while True:
         try:
@@ -42,22 +49,30 @@ def talk(
         except (EOFError, KeyboardInterrupt):
             return
         command, _, rest = line.partition(" ")
-        match command:
-            case "":
+        if not line:
+            continue
+        if command == "/bye":
+            return
+        if command == "/new":
+            messages, shown = [], Shown()
+        elif command in ("/image", "/video"):
+            _show(Path(rest.strip()).expanduser(), shown.images if command == "/image" else shown.videos)
+        elif command.startswith("/"):
+            console.print(f"there is no {command}. {HELP}")
+        else:
+            turn = [*messages, *ask(line, images=shown.images, videos=shown.videos)]
+            shown = Shown()
+            try:
+                said, _ = answer(model, turn, sampling)
+            except TailorbirdError as error:
+                console.print(f"error: {error}. Your last words are forgotten; /new begins again")
                 continue
-            case "/bye":
-                return
-            case "/new":
-                messages, shown = [], []
-            case "/image" | "/video" if Path(rest).is_file():
-                shown.append(Path(rest))
-            case _ if command.startswith("/"):
-                console.print(f"nothing is done for {line!r}: {HELP}" if not rest else f"no file {rest}")
-            case _:
-                turn = [*messages, *look_at(shown, line)]
-                try:
-                    said = answer(model, turn, sampling)
-                except TailorbirdError as error:
-                    console.print(f"error: {error}")
-                    continue
-                messages, shown = [*turn, {"role": "assistant", "content": said}], []
+            if said:  # else nothing happened that the model could know of
+                messages = [*turn, {"role": "assistant", "content": said}]
+
+
+def _show(file: Path, where: list[Path]) -> None:
+    if file.is_file():
+        where.append(file)
+    else:
+        console.print(f"there is no file {file}: write /image or /video, a space, and its path")

@@ -1,11 +1,8 @@
 """What a model is given to see: tiles, tokens, the prompt, and what preparing them costs."""
 
 import re
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -13,13 +10,17 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor
 
+from tailorbird.errors import ConfigError
+from tailorbird.infer.chat import ask
+from tailorbird.perf.stages import Clock
 from tailorbird.processing.picture import open_picture
 from tailorbird.processing.processor import Processor
-from tailorbird.processing.tiles import Plan, TileSpec
+from tailorbird.processing.tiles import Layout, TileSpec
 from tailorbird.storage import new_file
 
 SHEET, GAP, LABEL = 1200, 6, 18  # px: width of the drawn tiles, between tiles, of a caption
-T = TypeVar("T")
+REPEATS = 5  # of each stage; the median counts
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Look:
     """One picture on its way into the model."""
 
     size: tuple[int, int]  # height, width in px
-    plan: Plan
+    plan: Layout
     tiles: Tensor  # (num_tiles, 3, tile, tile) in [-1, 1]
     counts: dict[str, int]  # tokens by kind
     prompt: str
@@ -40,37 +41,20 @@ def look(processor: Processor, file: Path, question: str) -> Look:
     Raises:
         DataError: the picture cannot be read, or the model has no eyes.
     """
-    messages = [
-        {
-            "role": "user",
-            "content": [{"type": "image", "path": str(file)}, {"type": "text", "text": question}],
-        }
-    ]
-    cost: dict[str, float] = {}
-    picture = _timed(cost, "open the file", lambda: open_picture(file))
-    row = _timed(cost, "open, lay out, tokenize", lambda: processor.row(messages))
-    spec = processor.tiles
-    exact = _timed(cost, "cut into tiles, exact", lambda: spec.exact(picture))
-    fast = _timed(cost, "cut into tiles, fast", lambda: spec.fast(picture[None])[0])
+    messages = ask(question, images=[file])
+    clock, spec = Clock(torch.device("cpu"), REPEATS), processor.tiles
+    picture = clock("open the file", lambda: open_picture(file))
+    row = clock("open, lay out, tokenize", lambda: processor.row(messages))
+    exact = clock("cut into tiles, exact", lambda: spec.exact(picture))
+    fast = clock("cut into tiles, fast", lambda: spec.fast(picture[None])[0])
     return Look(
         size=(picture.shape[0], picture.shape[1]),
-        plan=spec.plan(picture.shape[0], picture.shape[1]),
+        plan=spec.layout(picture.shape[0], picture.shape[1]),
         tiles=fast if processor.fast else exact,
         counts={str(kind): num for kind, num in row.counts.items()},
         prompt=processor.text(messages),
-        cost_ms=cost,
+        cost_ms=clock.ms,
     )
-
-
-def _timed(cost: dict[str, float], stage: str, work: Callable[[], T], repeats: int = 5) -> T:
-    """The result of the last of some runs; their median goes into `cost`, in ms."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - began)
-    cost[stage] = 1e3 * sorted(seconds)[repeats // 2]
-    return result
 
 
 def tables(seen: Look, spec: TileSpec) -> list[RenderableType]:
@@ -97,6 +81,12 @@ def tables(seen: Look, spec: TileSpec) -> list[RenderableType]:
 def shorten(prompt: str) -> str:
     """Runs of `<image>` as their number."""
     return re.sub(r"(?:<image>){2,}", lambda run: f"<image>*{len(run[0]) // len('<image>')}", prompt)
+
+
+def check_sheet(out: Path) -> None:
+    """Raises ConfigError if a picture cannot be written under this name."""
+    if out.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{out} is no name for a picture: end it in one of {', '.join(FORMATS)}")
 
 
 def draw_sheet(seen: Look, out: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from released import CFG, make_processor
 from tailorbird.errors import DataError
-from tailorbird.evals.look import GAP, LABEL, draw_sheet, look, shorten, tables
+from tailorbird.perf.look import GAP, LABEL, draw_sheet, look, shorten, tables
 from tailorbird.processing.processor import Processor
 
 
