@@ -280,7 +280,8 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path: Path) 
 def test_a_writer_that_is_interrupted_politely_tidies_up(tmp_path: Path) -> None:
     path = tmp_path / "value.txt"
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom tailorbird.storage import new_file\n"
+        "import signal, sys, time\nfrom pathlib import Path\nfrom tailorbird.storage import new_file\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits its neglect
         "with new_file(Path(sys.argv[1])) as t:\n    t.write_text('half')\n"
         "    print('now', flush=True)\n    time.sleep(60)"
     )
