@@ -1,6 +1,7 @@
-"""A SmolVLM that a test can afford, with words and settings of its own, in the released layout."""
+"""What is released: names and shapes, and a SmolVLM that a test can afford, in the released layout."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tailorbird.processing.text import ChatTokenizer
 from tailorbird.processing.tiles import TileSpec
 from tailorbird.processing.video import VideoSpec
 
+GOLDEN = Path(__file__).parent / "golden"
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -96,6 +99,20 @@ def write_released(
     model = make_model(cfg).to(dtype)
     write_vlm(folder, model.state_dict(), cfg, make_processor(cfg), end_ids=frozenset({END_ID}), **options)
     return model
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a release, from a file in tests/golden."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        name, text = line.split()
+        found = RANGE.search(name)
+        numbers = range(int(found[1]), int(found[2]) + 1, int(found[3] or 1)) if found else [0]
+        for number in numbers:
+            shapes[RANGE.sub(str(number), name)] = tuple(map(int, text.split("x")))
+    return shapes
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -1,11 +1,9 @@
 """Our tensors under the released names are the tensors of the released checkpoints, shape by shape."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
+from released import GOLDEN, read_shapes
 from tailorbird.checkpoint.smolvla import vla_rules
 from tailorbird.checkpoint.smolvlm import vlm_rules
 from tailorbird.checkpoint.table import Rule, convert, revert
@@ -13,22 +11,7 @@ from tailorbird.model.build import build_model
 from tailorbird.model.config import ModelConfig, VLAConfig
 from tailorbird.model.sizes import SIZES
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
 RELEASED = {"smolvlm2-256m": 471, "smolvlm2-500m": 489, "smolvlm2-2.2b": 657, "smolvla-base": 500}
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for line in path.read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        name, text = line.split()
-        found = RANGE.search(name)
-        numbers = range(int(found[1]), int(found[2]) + 1, int(found[3] or 1)) if found else [0]
-        for number in numbers:
-            shapes[RANGE.sub(str(number), name)] = tuple(map(int, text.split("x")))
-    return shapes
 
 
 def rules_for(cfg: ModelConfig) -> list[Rule]:

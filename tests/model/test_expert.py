@@ -33,11 +33,12 @@ def expert_of(cfg: DecoderConfig, **fields: object) -> Expert:
         ({"self_attn_every": 3}, [False, True, True, False]),
         ({"self_attn_every": 1}, [False] * 4),
         ({"attention": "self"}, [False] * 4),
-        ({"num_layers": 2}, [False, False]),  # they stand for decoder layers 0 and 2, both even
+        ({"attention": "cross"}, [True] * 4),
         ({"num_layers": 2, "self_attn_every": 4}, [False, True]),
+        ({"num_layers": 2, "attention": "cross"}, [True, True]),
     ],
 )
-def test_which_layers_cross_follows_the_decoder_layer_they_read(
+def test_the_configuration_says_which_layers_cross(
     decoder_config: DecoderConfig, fields: dict[str, object], cross: list[bool]
 ) -> None:
     blocks = expert_of(decoder_config, **fields).blocks
@@ -71,7 +72,7 @@ def test_actions_are_placed_right_after_the_words_that_exist(decoder_config: Dec
     torch.testing.assert_close(continued, decoder(x)[:, 6:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["interleaved", "self"])
+@pytest.mark.parametrize("attention", ["interleaved", "self"])  # without such a layer it sees no other
 def test_an_action_sees_no_later_action(
     decoder_config: DecoderConfig, prefix: list[KV], valid: Tensor, attention: str
 ) -> None:
@@ -112,7 +113,33 @@ def test_a_cross_layer_projects_keys_and_values_once_and_does_not_turn_them_agai
     read = expert.project(prefix)
     torch.testing.assert_close(read[1].k, prefix[1].k, rtol=0, atol=1e-6)
     torch.testing.assert_close(read[1].v, 2 * prefix[1].v, rtol=0, atol=1e-6)
-    assert read[0] is prefix[0]
+    assert read[0].k is prefix[0].k
+    assert read[0].v is prefix[0].v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_expert_reads_the_prefix_of_a_decoder_of_another_dtype(
+    decoder_config: DecoderConfig, prefix: list[KV], valid: Tensor, dtype: torch.dtype
+) -> None:
+    expert, x = expert_of(decoder_config).to(dtype), torch.randn(B, L, 18)
+    exact = expert_of(decoder_config)
+    exact.load_state_dict(expert.state_dict())
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    rounded = [KV(kv.k.to(other), kv.v.to(other)) for kv in prefix]
+    found = expert(x.to(dtype), expert.project(rounded), valid)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact(x, exact.project(prefix), valid), rtol=0, atol=0.1)
+
+
+def test_where_all_layers_cross_no_action_sees_another(
+    decoder_config: DecoderConfig, prefix: list[KV], valid: Tensor
+) -> None:
+    expert, x = expert_of(decoder_config, attention="cross"), torch.randn(B, L, 18)
+    changed = x.clone()
+    changed[:, 2] += 1
+    layers = expert.project(prefix)
+    moved = (expert(changed, layers, valid) - expert(x, layers, valid)).abs().amax(-1) > 1e-6
+    assert moved.tolist() == [[False, False, True, False, False]] * B
 
 
 def test_in_cross_layers_actions_count_from_zero_however_long_the_prefix_is(

@@ -1,10 +1,13 @@
 """The path from noise to actions: exact where the answer is known."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from tailorbird.model.flow import flow_loss, integrate, interpolate, sample_time
+from tailorbird.model.config import Solver
+from tailorbird.model.flow import flow_loss, integrate, interpolate, sample_time, trajectory
 
 
 def test_the_path_begins_at_the_noise_and_ends_at_the_actions() -> None:
@@ -27,10 +30,11 @@ def test_each_row_has_its_own_time() -> None:
     assert [row.unique().tolist() for row in x_t] == [[0.0], [0.5], [0.75]]
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
-def test_a_constant_velocity_is_followed_exactly(num_steps: int) -> None:
+def test_a_constant_velocity_is_followed_exactly(num_steps: int, solver: Solver) -> None:
     noise, constant = torch.tensor([[[4.0, -2.0, 0.5]]]), torch.tensor([[[1.0, 3.0, -2.0]]])
-    assert torch.equal(integrate(lambda x, t: constant, noise, num_steps), noise - constant)
+    assert torch.equal(integrate(lambda x, t: constant, noise, num_steps, solver), noise - constant)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
@@ -38,6 +42,55 @@ def test_a_linear_field_shrinks_as_euler_says(num_steps: int) -> None:
     noise = torch.randn(2, 5, 3)
     end = integrate(lambda x, t: x, noise, num_steps)
     torch.testing.assert_close(end, noise * (1 - 1 / num_steps) ** num_steps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["heun", "midpoint"])
+@pytest.mark.parametrize("num_steps", [1, 3, 10])
+def test_on_a_linear_field_the_second_order_solvers_keep_one_more_term(
+    num_steps: int, solver: Solver
+) -> None:
+    noise, step = torch.randn(2, 5, 3), 1 / num_steps
+    end = integrate(lambda x, t: x, noise, num_steps, solver)
+    torch.testing.assert_close(end, noise * (1 - step + step**2 / 2) ** num_steps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["heun", "midpoint"])
+@pytest.mark.parametrize("num_steps", [1, 3, 8])
+def test_a_velocity_that_changes_evenly_with_time_is_followed_exactly(num_steps: int, solver: Solver) -> None:
+    noise = torch.randn(2, 5, 3)
+    end = integrate(lambda x, t: t[:, None, None].expand_as(x) * 2, noise, num_steps, solver)
+    torch.testing.assert_close(end, noise - 1, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
+def test_the_error_on_a_curved_field_falls_with_the_order_of_the_solver(solver: Solver, order: int) -> None:
+    def field(x: Tensor, t: Tensor) -> Tensor:  # solved by x = 1 / (2 - t^2)
+        return 2 * t[:, None, None] * x.square()
+
+    few, many = (abs(integrate(field, torch.ones(1, 1, 1), n, solver).item() - 0.5) for n in (8, 32))
+    assert math.log(few / many, 4) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
+def test_each_step_of_a_trajectory_shows_its_place_its_velocity_and_its_cost(
+    solver: Solver, calls: int
+) -> None:
+    seen: list[float] = []
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t[0].item())
+        return x.square() - t[:, None, None]
+
+    before = torch.randn(2, 5, 3)
+    end, steps = integrate(field, before, 4, solver), trajectory(field, before, 4, solver)
+    seen.clear()
+    for number, (place, velocity) in enumerate(steps, 1):
+        assert torch.equal(place, before - velocity / 4)
+        before = place
+        assert len(seen) == number * calls
+    assert torch.equal(before, end)
+    second = {"euler": [], "heun": [0.75], "midpoint": [0.875]}[solver]
+    assert seen[:calls] == [1.0, *second]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 10])

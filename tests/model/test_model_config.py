@@ -1,7 +1,9 @@
 """Sizes: what cannot work is refused when it is written down, and what can is built on any device."""
 
+import itertools
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -63,6 +65,11 @@ def test_an_impossible_expert_is_refused(fields: dict[str, int], reason: str) ->
         ({"expert": ExpertConfig(num_layers=3)}, "4 decoder layers are not a multiple of 3"),
         ({"chunk": 0}, "chunk"),
         ({"num_steps": 0}, "num_steps"),
+        ({"solver": "rk4"}, "no solver 'rk4': there are euler, heun, midpoint"),
+        ({"min_period": 0.0}, "above 0"),
+        ({"image_start": (5, 53)}, r"tokens \[53\] around an image"),
+        ({"image_end": (-1,)}, r"tokens \[-1\] around an image"),
+        ({"empty_images": -1}, "empty_images=-1 must be at least 0"),
     ],
 )
 def test_an_impossible_policy_network_is_refused(
@@ -70,6 +77,33 @@ def test_an_impossible_policy_network_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         replace(vla_config, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"num_layers": 2, "self_attn_every": 2}, "expert layer 1 reads decoder layer 6"),
+        ({"num_layers": 6, "self_attn_every": 4}, "expert layer 2 reads decoder layer 4"),
+        ({"num_layers": 4, "self_attn_every": 3}, "expert layer 1 reads decoder layer 3"),
+    ],
+)
+def test_an_expert_layer_that_would_cross_by_its_own_number_only_is_refused(
+    vlm_config: VLMConfig, fields: dict[str, int], layers: str
+) -> None:
+    vlm = replace(vlm_config, decoder=replace(vlm_config.decoder, num_layers=12))
+    with pytest.raises(ConfigError, match=f"{layers}.*self_attn_every=12"):
+        VLAConfig(vlm=vlm, expert=ExpertConfig(**fields))
+    for run in ({"self_attn_every": 12}, {"attention": "cross"}, {"attention": "self"}):
+        VLAConfig(vlm=vlm, expert=ExpertConfig(**fields | run))  # type: ignore[arg-type]
+
+
+def test_an_expert_is_refused_exactly_where_its_two_layer_numbers_disagree(vlm_config: VLMConfig) -> None:
+    for num_layers, stride, every in itertools.product(range(1, 7), range(1, 7), range(1, 9)):
+        vlm = replace(vlm_config, decoder=replace(vlm_config.decoder, num_layers=num_layers * stride))
+        expert = ExpertConfig(num_layers=num_layers, self_attn_every=every)
+        agree = all(expert.is_cross(layer) == expert.is_cross(layer * stride) for layer in range(num_layers))
+        with nullcontext() if agree else pytest.raises(ConfigError, match="expert layer"):
+            VLAConfig(vlm=vlm, expert=expert)
 
 
 @pytest.mark.parametrize("stem", [(), (6,), (6, 8)])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tailorbird.model.build import build_model
 from tailorbird.model.cache import DenseCache
-from tailorbird.model.config import VLAConfig
-from tailorbird.model.flow import flow_loss
+from tailorbird.model.config import Solver, VLAConfig
+from tailorbird.model.flow import flow_loss, integrate
 from tailorbird.model.init import initialise
+from tailorbird.model.sizes import SMOLVLA_BASE
 from tailorbird.model.vla import VLA, Prefix, embed_time
 from tailorbird.types import Inputs
 
@@ -48,6 +50,36 @@ def test_the_prefix_is_images_and_words_scaled_by_the_root_of_the_width_and_then
     cache = DenseCache()
     open_vla.vlm.decoder(x, torch.arange(15)[None], mask[None, None], cache)
     assert_same_prefix(open_vla.encode(one), Prefix(cache.layers, torch.ones(1, 15, dtype=torch.bool)))
+
+
+def with_fields(vla: VLA, **fields: object) -> VLA:
+    """The same weights in another configuration."""
+    other = VLA(replace(vla.cfg, **fields))  # type: ignore[arg-type]
+    other.load_state_dict(vla.state_dict())
+    return other
+
+
+def test_start_and_end_tokens_stand_around_each_image_as_they_are(vla: VLA, seen: Inputs) -> None:
+    around = with_fields(vla, image_start=(5, 6), image_end=(5,))
+    words = vla.vlm.decoder.embed.weight
+    plain, found = vla.embed_images(seen.pixels), around.embed_images(seen.pixels)
+    assert found.shape == (3, 2 * (2 + 4 + 1), 22)
+    one, other = found.split(7, dim=1)
+    for camera, images in ((one, plain[:, :4]), (other, plain[:, 4:])):
+        assert torch.equal(camera[:, :2], words[5:7].expand(3, -1, -1))
+        assert torch.equal(camera[:, 2:6], images)
+        assert torch.equal(camera[:, 6], words[5].expand(3, -1))
+
+
+def test_of_an_image_that_is_not_there_only_its_start_and_end_tokens_remain(vla: VLA, seen: Inputs) -> None:
+    around = with_fields(vla, image_start=(5, 6), image_end=(7,))
+    emptier = with_fields(around, empty_images=2)
+    found, before = emptier.embed_images(seen.pixels), around.embed_images(seen.pixels)
+    assert torch.equal(found[:, : before.shape[1]], before)
+    added = vla.vlm.decoder.embed(torch.tensor([5, 6, 7] * 2)).expand(3, -1, -1)
+    assert torch.equal(found[:, before.shape[1] :], added)
+    plain = with_fields(vla, empty_images=2)
+    assert torch.equal(plain.embed_images(seen.pixels), vla.embed_images(seen.pixels))
 
 
 def test_images_and_words_never_see_the_state(open_vla: VLA, seen: Inputs) -> None:
@@ -134,12 +166,20 @@ def test_training_reads_each_scene_once_for_neighbouring_noises(vla: VLA, seen: 
 
 
 def test_one_step_subtracts_the_velocity_at_the_noise(vla: VLA, seen: Inputs) -> None:
-    single = VLA(replace(vla.cfg, num_steps=1))
-    single.load_state_dict(vla.state_dict())
+    single = with_fields(vla, num_steps=1)
     noise, prefix = torch.randn(3, 7, 3), vla.encode(seen)
     expected = noise - vla.velocity(noise, torch.ones(3), prefix)
     torch.testing.assert_close(single.sample(prefix, noise), expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(vla.sample(prefix, noise), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
+def test_the_configured_solver_is_the_one_that_samples(vla: VLA, seen: Inputs, solver: Solver) -> None:
+    noise, prefix = torch.randn(3, 7, 3), vla.encode(seen)
+    found = with_fields(vla, solver=solver).sample(prefix, noise)
+    expected = integrate(lambda x, t: vla.velocity(x, t, prefix), noise, 4, solver)
+    assert torch.equal(found, expected)
+    assert torch.equal(found, vla.sample(prefix, noise)) == (solver == "euler")
 
 
 def test_the_same_noise_gives_the_same_actions_bit_for_bit(vla: VLA, seen: Inputs) -> None:
@@ -183,11 +223,44 @@ def test_the_policy_runs_in_bf16(vla: VLA, seen: Inputs) -> None:
     noise = torch.randn(3, 7, 3)
     exact = vla.sample(vla.encode(seen), noise)
     vla.bfloat16()
-    narrow = replace(seen, pixels=seen.pixels.bfloat16(), state=seen.state.bfloat16())
-    rounded = vla.sample(vla.encode(narrow), noise)
+    rounded = vla.sample(vla.encode(seen), noise)
     assert rounded.dtype == torch.float32  # the flow is followed in fp32
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
-    assert vla.velocity(noise, torch.ones(3), vla.encode(narrow)).dtype == torch.bfloat16
+    assert vla.velocity(noise, torch.ones(3), vla.encode(seen)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_dtypes_of_the_release_leave_the_ends_and_the_crossing_keys_and_values_in_fp32(
+    dtype: torch.dtype,
+) -> None:
+    model = build_model(SMOLVLA_BASE, "meta")
+    assert isinstance(model, VLA)
+    model.bfloat16().narrow(dtype)
+    ends = ("state_in", "action_in", "time_in", "time_out", "action_out")
+    wide = {f"{end}.{part}" for end in ends for part in ("weight", "bias")}
+    wide |= {f"expert.blocks.{n}.attn.{part}.weight" for n in range(1, 16, 2) for part in ("key", "value")}
+    assert len(wide) == 26
+    for name, value in model.named_parameters():
+        assert value.dtype == (torch.float32 if name in wide else dtype), name
+
+
+def test_the_policy_acts_and_learns_in_the_dtypes_of_the_release(vla: VLA, seen: Inputs) -> None:
+    noise = torch.randn(3, 7, 3)
+    exact = vla.sample(vla.encode(seen), noise)
+    assert vla.narrow(torch.bfloat16) is vla
+    torch.testing.assert_close(vla.sample(vla.encode(seen), noise), exact, rtol=0, atol=0.05)
+    velocity = vla(seen, noise, torch.rand(3))
+    assert velocity.dtype == torch.float32
+    velocity.square().mean().backward()
+    assert all(value.grad.isfinite().all() for value in vla.parameters() if value.grad is not None)
+
+
+@pytest.mark.parametrize("part", ["vlm", "expert", "state_in", "action_out"])
+def test_each_part_may_have_another_dtype_than_the_rest(vla: VLA, seen: Inputs, part: str) -> None:
+    noise = torch.randn(3, 7, 3)
+    exact = vla.sample(vla.encode(seen), noise)
+    vla.get_submodule(part).bfloat16()
+    torch.testing.assert_close(vla.sample(vla.encode(seen), noise), exact, rtol=0, atol=0.05)
 
 
 def test_the_same_seed_draws_the_same_weights_and_another_seed_others(vla_config: VLAConfig) -> None:

@@ -25,8 +25,7 @@ def vla_rules(cfg: VLAConfig) -> list[Rule]:
 def expert_rules(cfg: VLAConfig) -> list[Rule]:
     """Layers that only read the prefix keep q, k and v apart: k and v come from the decoder's channels."""
     layers = range(cfg.expert.num_layers)
-    stride = cfg.vlm.decoder.num_layers // len(layers)
-    cross = [layer for layer in layers if cfg.expert.is_cross(layer * stride)]
+    cross = [layer for layer in layers if cfg.expert.is_cross(layer)]
     joint = [layer for layer in layers if layer not in cross]
     return [
         *each(joint, inside(decoder_block_rules(cfg.vlm.decoder), "layers.*.", "blocks.*.")),

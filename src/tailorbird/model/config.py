@@ -1,15 +1,18 @@
 """What is true of a model: sizes and conventions, checked when they are made."""
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tailorbird.errors import ConfigError
+
+Solver = Literal["euler", "heun", "midpoint"]
 
 
 def _require_sizes(cfg: Any) -> None:
     """Every whole number in a model's configuration is a size, an index or a count: none is negative."""
     for f in fields(cfg):
-        value, least = getattr(cfg, f.name), 0 if f.name.endswith("_id") else 1
+        value, least = getattr(cfg, f.name), 0 if f.name.endswith("_id") or f.default == 0 else 1
         if type(value) is int and value < least:
             raise ConfigError(f"{type(cfg).__name__}: {f.name}={value} must be at least {least}")
 
@@ -100,13 +103,16 @@ class VLMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
-    """Action expert. Defaults are smolvla_base: 0.75 of the decoder's width, half of its layers cross."""
+    """Action expert. Defaults are smolvla_base: 0.75 of the decoder's width, half of its layers cross.
+
+    A cross layer reads the prefix only; in any other, actions also see the actions up to themselves.
+    """
 
     width: int = 720
     mlp_dim: int = 2048
     num_layers: int = 16
-    attention: Literal["interleaved", "self"] = "interleaved"
-    self_attn_every: int = 2  # when interleaved: layers 0, 2, 4, ... also attend to the actions
+    attention: Literal["interleaved", "cross", "self"] = "interleaved"
+    self_attn_every: int = 2  # when interleaved: layers 0, 2, 4, ... do not cross
 
     def __post_init__(self) -> None:
         _require_sizes(self)
@@ -114,21 +120,31 @@ class ExpertConfig:
             raise ConfigError(f"{self.width=} must be even: the time embedding is half sines, half cosines")
 
     def is_cross(self, layer: int) -> bool:
-        return self.attention == "interleaved" and layer % self.self_attn_every != 0
+        if self.attention == "interleaved":
+            return layer % self.self_attn_every != 0
+        return self.attention == "cross"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLAConfig:
-    """A VLM that reads images, words and state, and an expert that turns noise into a chunk of actions."""
+    """A VLM that reads images, words and state, and an expert that turns noise into a chunk of actions.
+
+    image_start, image_end: ids of the tokens around every image, none in smolvla_base. An image that is not
+    there takes no token, but the release that has such tokens keeps them for each of `empty_images`.
+    """
 
     vlm: VLMConfig
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     state_dim: int = 32
     action_dim: int = 32
     chunk: int = 50
-    num_steps: int = 10  # Euler steps from noise to actions
+    num_steps: int = 10  # from noise to actions
+    solver: Solver = "euler"  # the others call the expert twice a step
     min_period: float = 4e-3  # of the time embedding
     max_period: float = 4.0
+    image_start: tuple[int, ...] = ()
+    image_end: tuple[int, ...] = ()
+    empty_images: int = 0
 
     def __post_init__(self) -> None:
         _require_sizes(self)
@@ -136,6 +152,29 @@ class VLAConfig:
             raise ConfigError(
                 f"{self.vlm.decoder.num_layers} decoder layers are not a multiple of "
                 f"{self.expert.num_layers} expert layers"
+            )
+        self._require_one_reading()
+        if self.solver not in get_args(Solver):
+            raise ConfigError(f"no solver {self.solver!r}: there are {', '.join(get_args(Solver))}")
+        if min(self.min_period, self.max_period) <= 0:
+            raise ConfigError(f"{self.min_period=} and {self.max_period=} must be above 0")
+        vocab = self.vlm.decoder.vocab
+        if wrong := [i for i in (*self.image_start, *self.image_end) if not 0 <= i < vocab]:
+            raise ConfigError(f"tokens {wrong} around an image are outside the vocabulary of {vocab}")
+
+    def _require_one_reading(self) -> None:
+        """lerobot shapes a layer by its own number, and runs it by that of the decoder layer it reads.
+
+        Where they disagree, it gives self-attention the weights of a cross layer, and stops.
+        """
+        expert, num_read = self.expert, self.vlm.decoder.num_layers
+        every, stride = expert.self_attn_every, num_read // expert.num_layers
+        layer = every // math.gcd(every, stride)  # after 0 the first to read a multiple of `every`
+        if expert.attention == "interleaved" and layer < min(every, expert.num_layers):
+            raise ConfigError(
+                f"expert layer {layer} reads decoder layer {layer * stride}, and self_attn_every={every} "
+                "makes a cross layer of the one and not of the other: take as many expert as decoder layers, "
+                f"attention='cross', or self_attn_every={num_read}"
             )
 
 

@@ -28,12 +28,13 @@ class CrossAttention(nn.Module):
 
     def project(self, prefix: KV) -> KV:
         """Turn the decoder's keys and values into this layer's own, (B, K, S, D) both. No second rotation."""
-        k = self.key(prefix.k.transpose(1, 2).flatten(2))  # (B, S, K * D)
-        v = self.value(prefix.v.transpose(1, 2).flatten(2))  # (B, S, K * D)
-        split = (self.num_kv_heads, -1)
-        return KV(
-            k.unflatten(-1, split).transpose(1, 2), v.unflatten(-1, split).transpose(1, 2)
-        )  # (B, K, S, D)
+        parts = []
+        for layer, part in ((self.key, prefix.k), (self.value, prefix.v)):
+            flat = part.transpose(1, 2).flatten(2)  # (B, S, K * D)
+            own = layer(flat.to(layer.weight.dtype))  # fp32: the release keeps these two layers so
+            own = own.to(self.query.weight.dtype)
+            parts.append(own.unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2))  # (B, K, S, D)
+        return KV(*parts)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, prefix: KV) -> Tensor:
         """x: (B, L, C); mask: (B, 1, 1, S); prefix: from `project`. Returns (B, L, C)."""
@@ -56,7 +57,10 @@ class CrossBlock(nn.Module):
 
 
 class Expert(nn.Module):
-    """Expert layer i reads decoder layer i * (decoder layers / expert layers)."""
+    """Expert layer i reads decoder layer i * (decoder layers / expert layers).
+
+    Source: SmolVLA, arXiv:2506.01844; equality is tested in tests/parity/test_smolvla.py.
+    """
 
     def __init__(self, cfg: DecoderConfig, expert: ExpertConfig) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class Expert(nn.Module):
         self.stride = cfg.num_layers // expert.num_layers
         self.blocks = nn.ModuleList(
             CrossBlock(cfg, expert)
-            if expert.is_cross(layer * self.stride)
+            if expert.is_cross(layer)
             else DecoderBlock(cfg, expert.width, expert.mlp_dim)
             for layer in range(expert.num_layers)
         )
@@ -72,10 +76,10 @@ class Expert(nn.Module):
 
     def project(self, prefix: list[KV]) -> list[KV]:
         """Per expert layer the keys and values it reads: everything that does not depend on the actions."""
-        read = prefix[:: self.stride]
+        dtype = self.norm.weight.dtype
         return [
-            block.attn.project(kv) if isinstance(block, CrossBlock) else kv
-            for block, kv in zip(self.blocks, read, strict=True)
+            block.attn.project(kv) if isinstance(block, CrossBlock) else KV(kv.k.to(dtype), kv.v.to(dtype))
+            for block, kv in zip(self.blocks, prefix[:: self.stride], strict=True)
         ]
 
     def forward(self, x: Tensor, prefix: list[KV], valid: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tailorbird.model.cache import KV, DenseCache
 from tailorbird.model.config import VLAConfig
-from tailorbird.model.expert import Expert
+from tailorbird.model.expert import CrossBlock, Expert
 from tailorbird.model.flow import integrate
 from tailorbird.model.vlm import VLM
 from tailorbird.types import Inputs
@@ -36,7 +36,10 @@ def embed_time(t: Tensor, width: int, min_period: float, max_period: float) -> T
 
 
 class VLA(nn.Module):
-    """Source: SmolVLA, arXiv:2506.01844, as lerobot runs it."""
+    """Source: SmolVLA, arXiv:2506.01844, as lerobot runs it; equality: tests/parity/test_smolvla.py.
+
+    The VLM, the expert and the layers at its ends may have different dtypes: values are cast between them.
+    """
 
     def __init__(self, cfg: VLAConfig) -> None:
         super().__init__()
@@ -50,16 +53,49 @@ class VLA(nn.Module):
         self.time_out = nn.Linear(width, width)
         self.action_out = nn.Linear(width, cfg.action_dim)
 
+    def narrow(self, dtype: torch.dtype) -> "VLA":
+        """Take the dtypes of the release, with `dtype` for its bf16: some tensors are fp32 whatever it is.
+
+        Works on the meta device too, where it says in which dtype each weight is to be loaded.
+        """
+        cross = [block.attn for block in self.expert.blocks if isinstance(block, CrossBlock)]
+        ends = {self.state_in, self.action_in, self.time_in, self.time_out, self.action_out}
+        # fp32: actions, times and states differ by less than bf16 resolves; the keys are as in the release
+        wide = ends.union(*({attn.key, attn.value} for attn in cross))
+        for module in self.modules():
+            for value in module.parameters(recurse=False):
+                value.data = value.data.to(torch.float32 if module in wide else dtype)
+        return self
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Tokens of the cameras, one after the other, each between its start and end tokens.
+
+        Those two are not scaled, unlike the image's own.
+
+        pixels: (B, N, 3, image_size, image_size). Returns (B, places, C).
+        """
+        cfg, pixels = self.cfg, pixels.to(self.vlm.vision.norm.weight.dtype)
+        images = self.vlm.encode_images(pixels.flatten(0, 1)) * math.sqrt(cfg.vlm.decoder.width)
+        ids = torch.tensor(cfg.image_start + cfg.image_end, dtype=torch.long, device=pixels.device)
+        around = self.vlm.decoder.embed(ids)  # (start + end, C)
+        start, end = (
+            part.expand(len(images), -1, -1)
+            for part in around.tensor_split([len(cfg.image_start)])  # (B * N, start or end, C)
+        )
+        x = torch.cat([start, images, end], dim=1)  # (B * N, start + tokens + end, C)
+        x = x.unflatten(0, pixels.shape[:2]).flatten(1, 2)  # (B, N * (start + tokens + end), C)
+        empty = around.repeat(cfg.empty_images, 1)  # (empty * (start + end), C)
+        return torch.cat([x, empty.expand(len(x), -1, -1)], dim=1)  # (B, places, C)
+
     def encode(self, seen: Inputs) -> Prefix:
         """Read observations.
 
         Images and words see each other, the state sees both, nothing else sees the state.
         """
-        scale = math.sqrt(self.cfg.vlm.decoder.width)
-        images = self.vlm.encode_images(seen.pixels.flatten(0, 1))  # (B * N, tokens, C)
-        images = images.unflatten(0, seen.pixels.shape[:2]).flatten(1, 2)  # (B, N * tokens, C)
-        words = self.vlm.decoder.embed(seen.ids)  # (B, T, C)
-        x = torch.cat([images * scale, words * scale, self.state_in(seen.state)[:, None]], dim=1)  # (B, S, C)
+        images = self.embed_images(seen.pixels)  # (B, places, C)
+        words = self.vlm.decoder.embed(seen.ids) * math.sqrt(self.cfg.vlm.decoder.width)  # (B, T, C)
+        state = self.state_in(seen.state.to(self.state_in.weight.dtype))  # (B, C)
+        x = torch.cat([images, words, state[:, None]], dim=1).to(words.dtype)  # (B, S, C)
         valid = F.pad(seen.ids_valid, (images.shape[1], 1), value=True)  # (B, S)
         mask = valid[:, None, None].repeat(1, 1, x.shape[1], 1)  # (B, 1, S, S)
         mask[..., :-1, -1] = False
@@ -69,16 +105,21 @@ class VLA(nn.Module):
         return Prefix(self.expert.project(cache.layers), valid)
 
     def velocity(self, x_t: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
-        """Predict dx/dt. x_t: (B, L, A), normalised; t: (B,). Returns (B, L, A)."""
+        """Predict dx/dt. x_t: (B, L, A), normalised; t: (B,). Returns (B, L, A).
+
+        What comes before and after the expert is in fp32 in the release.
+        """
         actions = self.action_in(x_t.to(self.action_in.weight.dtype))  # (B, L, C)
         time = embed_time(t, actions.shape[-1], self.cfg.min_period, self.cfg.max_period).to(actions.dtype)
         x = torch.cat([actions, time[:, None].expand_as(actions)], dim=-1)  # (B, L, 2C)
         x = self.time_out(F.silu(self.time_in(x)))  # (B, L, C)
-        return self.action_out(self.expert(x, prefix.layers, prefix.valid))  # (B, L, A)
+        x = self.expert(x.to(self.expert.norm.weight.dtype), prefix.layers, prefix.valid)
+        return self.action_out(x.to(self.action_out.weight.dtype))  # (B, L, A)
 
     def sample(self, prefix: Prefix, noise: Tensor) -> Tensor:
         """Turn noise (B, L, A) into a normalised chunk of actions (B, L, A)."""
-        return integrate(lambda x, t: self.velocity(x, t, prefix), noise, self.cfg.num_steps)
+        cfg = self.cfg
+        return integrate(lambda x, t: self.velocity(x, t, prefix), noise, cfg.num_steps, cfg.solver)
 
     def forward(self, seen: Inputs, x_t: Tensor, t: Tensor) -> Tensor:
         """Training: the velocity at x_t, (B * R, L, A), for R noises per observation in neighbouring rows."""
