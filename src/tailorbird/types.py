@@ -17,6 +17,9 @@ class Inputs:
     ids_valid: Tensor  # (B, T) bool, False at padding
     state: Tensor  # (B, state_dim), normalised
 
+    def to(self, device: torch.device | str) -> "Inputs":
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
@@ -58,3 +61,7 @@ class Batch:
     inputs: Inputs
     actions: Tensor  # (B, L, A), normalised; the last action of the episode fills what runs past its end
     valid: Tensor  # (B, L) bool, False past the end of the episode
+
+    def to(self, device: torch.device | str) -> "Batch":
+        actions, valid = (part.to(device) for part in (self.actions, self.valid))
+        return Batch(inputs=self.inputs.to(device), actions=actions, valid=valid)

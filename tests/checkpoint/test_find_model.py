@@ -20,7 +20,8 @@ import json, sys
 from tailorbird.checkpoint.hub import find_model
 from tailorbird.errors import CheckpointError
 try:
-    root = find_model(*sys.argv[1:3], weights=sys.argv[3:] != ["without weights"])
+    inner = tuple(name for name in sys.argv[3:] if "/" in name)
+    root = find_model(*sys.argv[1:3], weights=sys.argv[3:] != ["without weights"], inner=inner)
     files = sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
     print(json.dumps({"root": str(root), "files": files}))
 except CheckpointError as error:
@@ -146,3 +147,11 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
 def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a folder has no revisions: .* 'v3\.0'"):
         find_model(tmp_path, "v3.0")
+
+
+def test_a_file_in_a_folder_is_fetched_when_it_is_named(tmp_path: Path, endpoint: str) -> None:
+    plain = fetch(tmp_path / "plain", endpoint, ID, "main")["files"]
+    named = fetch(tmp_path / "named", endpoint, ID, "main", "onnx/config.json")["files"]
+    absent = fetch(tmp_path / "absent", endpoint, ID, "main", "vlm/config.json")["files"]
+    assert named == sorted([*plain, "onnx/config.json"])  # type: ignore[misc]
+    assert absent == plain

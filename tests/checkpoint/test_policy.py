@@ -70,7 +70,7 @@ def test_a_policy_comes_back_bit_for_bit_and_acts_the_same(
     noise = torch.randn(1, 7, 3, generator=generator)
 
     def act(network: VLA, prepare: Callable[..., Inputs]) -> Tensor:
-        return network.sample(network.encode(prepare(frames, torch.ones(1, 5), ["open"])), noise)
+        return network.sample(network.encode(prepare(frames.unbind(1), torch.ones(1, 5), ["open"])), noise)
 
     assert torch.equal(act(loaded, chain.prepare), act(model, pipeline.prepare))
 
@@ -149,7 +149,7 @@ def test_another_format_number_is_refused_with_what_to_do(folder: Path) -> None:
         (lambda c: c["pipeline"].update(hz=10**400), "config.json: hz should be"),
         (lambda c: c["pipeline"].update(hz=[[[[[[[[]]]]]]]]), r"is \[{7}\.\.\.\]{7}"),
         (lambda c: c["model"]["expert"].update(num_layers=1), "lacks"),
-        (lambda c: c["model"]["vlm"]["decoder"].update(num_layers=10**9), "too few for the 10000"),
+        (lambda c: c["model"]["vlm"]["vision"].update(num_layers=10**9), "too few for the 10000"),
         (lambda c: c["model"]["vlm"]["decoder"].update(head_dim=2**62), "no model has such sizes"),
         (lambda c: c["model"].update(depth=3), r"config.json: model: unknown \['depth'\]"),
         (lambda c: c["model"]["vlm"].pop("decoder") and c["model"].pop("vlm"), r"missing \['vlm'\]"),

@@ -15,7 +15,7 @@ from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset
 from tailorbird.data.loader import Loader, split_episodes
 from tailorbird.data.order import batch_rows, seed_of
 from tailorbird.errors import DataError
-from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.image import ImageSpec, Letterbox
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
@@ -46,12 +46,12 @@ def pipeline(data: LeRobotDataset) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def frames(data: LeRobotDataset, pipeline: Pipeline) -> NDArray[np.uint8]:
+def frames(data: LeRobotDataset, pipeline: Pipeline) -> list[NDArray[np.uint8]]:
     return load_frames(data, pipeline.image, pipeline.cameras, data.root / "cache", 1)
 
 
 @pytest.fixture
-def loader(data: LeRobotDataset, frames: NDArray[np.uint8], pipeline: Pipeline) -> Loader:
+def loader(data: LeRobotDataset, frames: list[NDArray[np.uint8]], pipeline: Pipeline) -> Loader:
     rows = np.arange(2, 36)
     return Loader(
         data, frames, pipeline, rows=rows, cfg=LoadConfig(chunk=CHUNK, batch=BATCH, seed=SEED, augment=LIVELY)
@@ -86,6 +86,28 @@ def test_a_batch_holds_what_its_rows_say(loader: Loader, data: LeRobotDataset) -
     assert batch.valid.sum(1).tolist() == [4, 2, 1]
 
 
+def test_pictures_of_several_sizes_and_padded_vectors_reach_the_batch(
+    data: LeRobotDataset, pipeline: Pipeline
+) -> None:
+    wide = replace(pipeline, image=Letterbox(size=SIZE), state_dim=9, action_dim=8)
+    frames = load_frames(data, wide.image, wide.robot_cameras, data.root / "cache", 1)
+    loader = Loader(
+        data,
+        frames,
+        wide,
+        rows=np.arange(30),
+        cfg=LoadConfig(chunk=CHUNK, batch=BATCH, seed=SEED, augment=LIVELY),
+    )
+    batch = loader.at(2)
+    assert batch.inputs.pixels.shape == (BATCH, 2, 3, SIZE, SIZE)
+    assert batch.inputs.state.shape == (BATCH, 9)
+    assert batch.actions.shape == (BATCH, CHUNK, 8)
+    seen, actions, _ = data.sample(15, CHUNK)
+    alone = loader.load(np.array([15]))
+    assert torch.equal(alone.inputs.pixels, wide.read([seen]).pixels)
+    np.testing.assert_allclose(wide.write(alone.actions)[0], actions, atol=1e-6)
+
+
 def test_the_batch_of_a_step_is_the_same_whenever_it_is_asked_for(loader: Loader) -> None:
     first = loader.at(6)
     loader.at(0)
@@ -102,17 +124,18 @@ def test_a_stream_from_a_step_is_the_rest_of_the_stream_from_the_start(loader: L
 
 
 def test_a_step_draws_the_rows_that_the_order_says_and_changes_them_by_its_own_seed(
-    loader: Loader, frames: NDArray[np.uint8]
+    loader: Loader, frames: list[NDArray[np.uint8]]
 ) -> None:
     for step in (0, 3, 8):
         rows = loader.rows[batch_rows(34, BATCH, SEED, step)]
         generator = torch.Generator().manual_seed(seed_of(SEED, step))
-        changed = change(torch.from_numpy(frames[rows]), LIVELY, generator)
+        together = torch.stack([torch.from_numpy(one[rows]) for one in frames], dim=1)
+        changed = change(together, LIVELY, generator)
         assert torch.equal(loader.at(step).inputs.pixels, ImageSpec.scale(changed))
 
 
 def test_an_epoch_shows_every_row_at_most_once_and_only_the_rows_given(
-    data: LeRobotDataset, frames: NDArray[np.uint8], pipeline: Pipeline
+    data: LeRobotDataset, frames: list[NDArray[np.uint8]], pipeline: Pipeline
 ) -> None:
     rows = np.arange(4, 24)
     loader = Loader(

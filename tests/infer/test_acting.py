@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import tailorbird
 from tailorbird.checkpoint.policy import write_policy
-from tailorbird.errors import CheckpointError, DataError
+from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.infer.policy import Policy, load_policy
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
@@ -135,3 +136,39 @@ def test_a_policy_from_its_folder_acts_like_the_one_that_was_saved(
 def test_the_public_name_loads_a_policy_or_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         tailorbird.load_policy(tmp_path)
+
+
+def test_steps_solver_and_dtype_can_be_others_than_saved(
+    policy: Policy, seen: list[Observation], tmp_path: Path
+) -> None:
+    write_policy(tmp_path, policy.model.state_dict(), policy.model.cfg, policy.pipeline)
+    noise = torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(0))
+
+    def act(**changes: Any) -> Any:
+        (chunk,) = load_policy(tmp_path, device="cpu", **changes).act_batch(seen[:1], noise=noise)
+        return chunk.actions
+
+    saved = act()
+    assert np.array_equal(act(num_steps=4, solver="euler", dtype="float32"), saved)
+    assert 0 < np.abs(act(solver="heun") - saved).max() < 0.5
+    assert 0 < np.abs(act(num_steps=40) - saved).max() < 0.5
+    assert 0 < np.abs(act(dtype=torch.bfloat16) - saved).max() < 0.5
+    with pytest.raises(ConfigError, match="num_steps"):
+        act(num_steps=0)
+    with pytest.raises(ConfigError, match="no solver 'magic'"):
+        act(solver="magic")
+    with pytest.raises(ConfigError, match="device 'moon' cannot be used"):
+        load_policy(tmp_path, device="moon")
+
+
+def test_a_policys_cameras_are_renamed_and_left_out_when_it_is_loaded(
+    policy: Policy, seen: list[Observation], tmp_path: Path
+) -> None:
+    write_policy(tmp_path, policy.model.state_dict(), policy.model.cfg, policy.pipeline)
+    loaded = load_policy(tmp_path, device="cpu", rename={"eye": "front"}, without=["wrist"])
+    chunk = loaded.act(replace(seen[0], images={"eye": seen[0].images["front"]}))
+    assert chunk.actions.shape == (7, 3)
+    with pytest.raises(ConfigError, match="has statistics of its own"):
+        load_policy(tmp_path, stats="so100")
+    write_policy(tmp_path, loaded.model.state_dict(), loaded.model.cfg, loaded.pipeline)
+    assert load_policy(tmp_path, device="cpu").pipeline.robot_cameras == ("eye",)

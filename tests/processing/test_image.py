@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.image import ImageSpec, Letterbox
 
 
 def picture(*shape: int) -> torch.Tensor:
@@ -91,3 +91,23 @@ def test_a_crop_that_leaves_nothing_of_a_small_frame_is_refused() -> None:
 def test_a_crop_outside_the_frame_is_refused(size: int, crop: tuple[float, float, float, float]) -> None:
     with pytest.raises(ConfigError, match="inside the frame"):
         ImageSpec(size=size, crop=crop)
+
+
+def test_a_letterbox_keeps_the_proportions_and_is_black_on_the_left_and_on_top() -> None:
+    wide, tall = (torch.full((*size, 3), 255, dtype=torch.uint8) for size in ((10, 20), (20, 10)))
+    scaled = Letterbox(size=8).scale(wide)
+    assert scaled.shape == (3, 8, 8)
+    assert (scaled[:, :4] == -1).all()
+    assert (scaled[:, 4:] == 1).all()
+    assert torch.equal(Letterbox(size=8).scale(tall), scaled.transpose(1, 2))
+
+
+def test_a_letterbox_caches_the_frame_itself_and_checks_it() -> None:
+    frame = picture(12, 18)
+    assert Letterbox(size=8).shrink(frame) is frame
+    with pytest.raises(DataError, match="a frame is"):
+        Letterbox(size=8).shrink(frame.float())
+    with pytest.raises(DataError, match="900 x 2 px is too narrow"):
+        Letterbox(size=8).scale(torch.zeros(2, 900, 3, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="at least 1 px"):
+        Letterbox(size=0)

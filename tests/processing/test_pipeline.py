@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tailorbird.errors import DataError
-from tailorbird.processing.image import ImageSpec
+from tailorbird.errors import ConfigError, DataError
+from tailorbird.processing.image import ImageSpec, Letterbox
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
@@ -57,14 +57,10 @@ def test_an_observation_becomes_pictures_words_and_state(pipeline: Pipeline, see
 
 
 def test_reading_live_equals_preparing_cached_frames(pipeline: Pipeline, seen: list[Observation]) -> None:
-    cached = torch.stack(
-        [
-            torch.stack(
-                [pipeline.image.shrink(torch.from_numpy(one.images[name])) for name in pipeline.cameras]
-            )
-            for one in seen
-        ]
-    )
+    cached = [
+        torch.stack([pipeline.image.shrink(torch.from_numpy(one.images[name])) for one in seen])
+        for name in pipeline.cameras
+    ]
     state = torch.from_numpy(np.stack([one.state for one in seen]))
     prepared, live = pipeline.prepare(cached, state, TASKS), pipeline.read(seen)
     for name in ("pixels", "ids", "ids_valid", "state"):
@@ -110,3 +106,71 @@ def test_actions_are_written_in_physical_units(pipeline: Pipeline) -> None:
     written = pipeline.write(torch.tensor([[[1.0, 1.0], [0.0, -1.0]]]))
     assert written.dtype == np.float32
     assert written.tolist() == [[[2.5, 3.5], [0.5, -4.5]]]
+
+
+def test_what_the_model_wants_wider_is_filled_with_zeros_and_taken_off_again(
+    pipeline: Pipeline, seen: list[Observation]
+) -> None:
+    wide = replace(pipeline, state_dim=7, action_dim=6)
+    narrow, padded = pipeline.read(seen).state, wide.read(seen).state
+    assert torch.equal(padded[:, :3], narrow)
+    assert padded[:, 3:].tolist() == [[0.0] * 4] * 2
+    actions = torch.tensor([[[2.5, 3.5], [0.5, -4.5]]])
+    learned = wide.prepare_actions(actions)
+    assert torch.equal(learned[..., :2], pipeline.prepare_actions(actions))
+    assert learned[..., 2:].abs().sum() == 0
+    learned[..., 2:] = 99.0  # what a model says there is nothing
+    torch.testing.assert_close(torch.from_numpy(wide.write(learned)), actions, rtol=1e-6, atol=1e-6)
+
+
+def test_the_robots_names_of_cameras_and_those_it_lacks(pipeline: Pipeline, seen: list[Observation]) -> None:
+    other = replace(pipeline, rename={"spare": "front"}, absent=("wrist",))
+    assert other.seen_cameras == ("front",)
+    assert other.robot_cameras == ("spare",)
+    spare = pipeline.image.shrink(torch.from_numpy(seen[0].images["spare"]))
+    assert torch.equal(other.read(seen).pixels[0, 0], ImageSpec.scale(spare))
+    with pytest.raises(DataError, match=r"no picture from \['spare'\].*rename=.*without="):
+        other.read([replace(seen[0], images={"front": seen[0].images["front"]})])
+
+
+def test_pictures_of_several_sizes_make_one_batch(pipeline: Pipeline, seen: list[Observation]) -> None:
+    tall = {name: picture.transpose(1, 0, 2) for name, picture in seen[1].images.items()}
+    both = replace(pipeline, image=Letterbox(size=9)).read([seen[0], replace(seen[1], images=tall)])
+    assert both.pixels.shape == (2, 2, 3, 9, 9)
+    assert (both.pixels[0, :, :, :3] == -1).all(), "black above what is wide"
+    assert (both.pixels[1, :, :, :, :3] == -1).all(), "black beside what is tall"
+
+
+def test_pictures_may_be_tensors_and_must_be_bytes(pipeline: Pipeline, seen: list[Observation]) -> None:
+    as_tensors = {name: torch.from_numpy(picture) for name, picture in seen[0].images.items()}
+    same = pipeline.read([replace(seen[0], images=as_tensors)])  # type: ignore[arg-type]
+    assert torch.equal(same.pixels, pipeline.read(seen[:1]).pixels)
+    floats = {name: picture / 255 for name, picture in seen[0].images.items()}
+    with pytest.raises(DataError, match=r"a frame is \(H, W, 3\) uint8, got \(12, 16, 3\) torch.float64"):
+        pipeline.read([replace(seen[0], images=floats)])
+
+
+def test_a_state_that_moves_where_it_never_did_is_named(pipeline: Pipeline, seen: list[Observation]) -> None:
+    still = replace(pipeline, state=Normalizer(mean=(1.0, 2.0, 3.0), std=(1.0, 0.0, 4.0)))
+    with pytest.raises(DataError, match=r"state value 1 is 2\.5, .* always 2: keep it there"):
+        still.read([replace(seen[0], state=np.array([0, 2.5, 0], np.float32))])
+    inputs = still.read([replace(seen[0], state=np.array([0, 2, 0], np.float32))])
+    assert inputs.state[0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rename": {"a": "side"}}, "no camera side: the policy's cameras are wrist, front"),
+        ({"absent": ("side",)}, "no camera side"),
+        ({"absent": ("wrist", "front")}, "needs a picture"),
+        ({"rename": {"a": "front", "b": "front"}}, "one camera two pictures"),
+        ({"state_dim": 2}, "reads 2 state values, there are statistics of 3"),
+        ({"aloha": True}, "an Aloha has 14 state values"),
+    ],
+)
+def test_a_pipeline_that_cannot_work_is_refused(
+    pipeline: Pipeline, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        replace(pipeline, **changes)  # type: ignore[arg-type]

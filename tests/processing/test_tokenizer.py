@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tailorbird.errors import DataError
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
@@ -90,3 +91,19 @@ def test_the_same_sentences_in_any_order_train_the_same_tokenizer(json: str) -> 
 def test_a_broken_file_is_an_error_that_names_it(broken: str) -> None:
     with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):
         InstructionTokenizer(broken, 8)
+
+
+def test_a_newline_that_is_there_is_not_doubled(tokenizer: InstructionTokenizer) -> None:
+    (once, typed), valid = tokenizer(["open it", "open it\n"])
+    assert valid.all()
+    assert torch.equal(once, typed)
+
+
+def test_padding_and_cutting_that_a_file_asks_for_are_not_done(json: str) -> None:
+    backend = Tokenizer.from_str(json)
+    backend.enable_padding(length=40)
+    backend.enable_truncation(3)
+    ids, valid = InstructionTokenizer(backend.to_str(), 64)(["open the drawer"])
+    plain, _ = InstructionTokenizer(json, 64)(["open the drawer"])
+    assert torch.equal(ids, plain)
+    assert valid.all()

@@ -1,5 +1,6 @@
 """Models by name: a folder here, or one that the hub has."""
 
+from functools import partial
 from pathlib import Path
 
 from tailorbird.errors import CheckpointError
@@ -9,11 +10,14 @@ WORDS = ("*.json", "*.jinja")  # tokenizer.json among them
 BELOW = "*/*"  # variants of the model for other programs
 
 
-def find_model(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+def find_model(
+    path_or_id: str | Path, revision: str | None = None, *, weights: bool = True, inner: tuple[str, ...] = ()
+) -> Path:
     """A folder as it is; user/name that is no folder is fetched from the hub, and cached.
 
     Without the hub, what was fetched before is used. `revision` is a branch, a tag or a commit.
-    Without `weights` they are not fetched, only what describes the model.
+    Without `weights` they are not fetched, only what describes the model; `inner` names files in folders of
+    it that are fetched too, if it has them.
 
     Raises:
         CheckpointError: there is no such folder, and no such model that the hub gives; or a revision is asked
@@ -36,11 +40,10 @@ def find_model(path_or_id: str | Path, revision: str | None = None, *, weights: 
 
     try:
         wanted = [*WORDS, *WEIGHTS] if weights else [*WORDS]
-        return Path(
-            snapshot_download(
-                str(path_or_id), revision=revision, allow_patterns=wanted, ignore_patterns=[BELOW]
-            )
-        )
+        fetch = partial(snapshot_download, str(path_or_id), revision=revision)
+        if inner:
+            fetch(allow_patterns=list(inner))
+        return Path(fetch(allow_patterns=wanted, ignore_patterns=[BELOW]))
     except Exception as error:  # the library, and what it stands on, raise whatever they like
         asked = f"{path_or_id} at revision {revision}" if revision else str(path_or_id)
         raise CheckpointError(

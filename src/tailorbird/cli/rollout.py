@@ -16,11 +16,13 @@ class Rollout:
 
     Example: tailorbird rollout runs/demo/policy --tasks push-v3 door-close-v3 --sim.size 192 --out runs/again
 
+    For a SmolVLA of lerobot, say which camera is which: --rename corner2 camera1 --without camera2 camera3.
+
     Writes result.json, rollouts/ and, for the first seed of each task, videos/ into --out.
     """
 
     policy: tyro.conf.Positional[Path]
-    """Folder of a policy: a checkpoint, or what `demo` calls policy/."""
+    """Folder or hub id of a policy: a checkpoint, what `demo` calls policy/, or a SmolVLA of lerobot."""
     out: Path
     """Folder for the results."""
     condition: Condition = "normal"
@@ -30,18 +32,18 @@ class Rollout:
     settings: Annotated[RolloutConfig, tyro.conf.arg(name="")] = field(default_factory=RolloutConfig)
 
     def __call__(self) -> None:
+        from tailorbird.checkpoint.hub import find_model
+        from tailorbird.checkpoint.lerobot import OWN_VLM
         from tailorbird.checkpoint.policy import fingerprint
         from tailorbird.evals.results import load_conditions, save_result, table
-        from tailorbird.evals.rollout import Run, check, rollouts
-        from tailorbird.infer.policy import load_policy
+        from tailorbird.evals.rollout import Run, open_policy, rollouts
         from tailorbird.progress import console
         from tailorbird.storage import claim
 
-        check(load_policy(self.policy), self.settings)  # a refused command must not claim the folder
-        run = Run(policy=self.policy, cfg=self.settings, condition=self.condition)
-        claim(
-            self.out / "settings.json", {"policy": fingerprint(self.policy), "rollout": asdict(self.settings)}
-        )
+        policy = find_model(self.policy, inner=(OWN_VLM,))
+        open_policy(policy, self.settings)  # a refused command must not claim the folder
+        run = Run(policy=policy, cfg=self.settings, condition=self.condition)
+        claim(self.out / "settings.json", {"policy": fingerprint(policy), "rollout": asdict(self.settings)})
         for name, episodes in rollouts({self.condition: run}, self.workers):
             save_result(self.out, name, episodes, self.settings, command())
         console.print(table(load_conditions(self.out)))

@@ -10,14 +10,15 @@ def change(frames: Tensor, cfg: Augment, generator: torch.Generator) -> Tensor:
     """Change pictures at random, each sample its own way, all cameras of a sample alike.
 
     Args:
-        frames: (B, N, S, S, 3) uint8.
+        frames: (B, N, H, W, 3) uint8.
     Returns:
         The same shape and type.
     """
-    num, size = len(frames), frames.shape[2]
+    num, high, wide = len(frames), *frames.shape[2:4]
     if cfg.shift_px:
         offsets = torch.randint(-cfg.shift_px, cfg.shift_px + 1, (2, num, 1), generator=generator)
-        rows, columns = (torch.arange(size) + offsets).clamp(0, size - 1)  # (B, S) both
+        rows = (torch.arange(high) + offsets[0]).clamp(0, high - 1)  # (B, H)
+        columns = (torch.arange(wide) + offsets[1]).clamp(0, wide - 1)  # (B, W)
         sample = torch.arange(num)[:, None, None, None]
         camera = torch.arange(frames.shape[1])[:, None, None]
         frames = frames[sample, camera, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,6 +1,6 @@
 """Batches for training, each a function of (seed, step); the bytes are gathered one step ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,13 +20,14 @@ from tailorbird.types import Batch
 class Loader:
     """Endless batches of (observation, action chunk, validity).
 
+    frames: those of each of the pipeline's `seen_cameras`, from `load_frames`.
     rows: the part of the dataset to draw from.
     """
 
     def __init__(
         self,
         data: LeRobotDataset,
-        frames: NDArray[np.uint8],
+        frames: Sequence[NDArray[np.uint8]],
         pipeline: Pipeline,
         *,
         rows: NDArray[np.int64],
@@ -40,7 +41,7 @@ class Loader:
 
     def load(self, rows: NDArray[np.int64]) -> Batch:
         """The batch of the given rows, as they are."""
-        return self._finish(rows, torch.from_numpy(self.frames[rows]))
+        return self._finish(rows, self._gather(rows))
 
     def at(self, step: int) -> Batch:
         """The batch of a training step, augmented."""
@@ -59,20 +60,27 @@ class Loader:
                 ahead = pool.submit(self._fetch, step + 1)
                 yield self._augmented(*fetched, step)
 
-    def _fetch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def _fetch(self, step: int) -> tuple[NDArray[np.int64], list[Tensor]]:
         rows = self.rows[batch_rows(len(self.rows), self.cfg.batch, self.cfg.seed, step)]
-        return rows, self.frames[rows]
+        return rows, self._gather(rows)
 
-    def _augmented(self, rows: NDArray[np.int64], frames: NDArray[np.uint8], step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed_of(self.cfg.seed, step))
-        return self._finish(rows, change(torch.from_numpy(frames), self.cfg.augment, generator))
+    def _gather(self, rows: NDArray[np.int64]) -> list[Tensor]:
+        return [torch.from_numpy(frames[rows]) for frames in self.frames]
 
-    def _finish(self, rows: NDArray[np.int64], frames: Tensor) -> Batch:
+    def _augmented(self, rows: NDArray[np.int64], frames: Sequence[Tensor], step: int) -> Batch:
+        seed = seed_of(self.cfg.seed, step)  # the same for every camera: they all move alike
+
+        def changed(one: Tensor) -> Tensor:
+            return change(one[:, None], self.cfg.augment, torch.Generator().manual_seed(seed))[:, 0]
+
+        return self._finish(rows, [changed(one) for one in frames])
+
+    def _finish(self, rows: NDArray[np.int64], frames: Sequence[Tensor]) -> Batch:
         actions, valid = self.data.chunk(rows, self.cfg.chunk)
         tasks = [self.data.tasks[i] for i in self.data.task_index[rows]]
         return Batch(
             inputs=self.pipeline.prepare(frames, torch.from_numpy(self.data.state[rows]), tasks),
-            actions=self.pipeline.action(torch.from_numpy(actions)),
+            actions=self.pipeline.prepare_actions(torch.from_numpy(actions)),
             valid=torch.from_numpy(valid),
         )
 

@@ -20,6 +20,8 @@ class RolloutConfig:
         execute: actions of each chunk that are executed before the next one is asked for.
         delay_s: simulated seconds that a chunk is late, while the robot goes on with the one before; at 0 the
             robot waits.
+        rename: the simulator's name of its camera to the policy's.
+        without: cameras of the policy that the simulator does not show.
         film: record a video of the first seed of each task, with the expert's opinion beside each action.
     """
 
@@ -29,6 +31,8 @@ class RolloutConfig:
     max_s: float = 5.0
     execute: int = 2
     delay_s: float = 0.0
+    rename: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     film: bool = True
     film_size: int = 320
     sim: SimConfig = field(default_factory=SimConfig)
@@ -43,3 +47,45 @@ class RolloutConfig:
             raise ConfigError(
                 f"max_s in (0, {HORIZON / SIM_HZ}], seeds at least 1, delay_s at least 0: {self}"
             )
+
+
+PCC = {"float32": 0.999999, "bfloat16": 0.999, "float16": 0.999}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """What a policy is compared with, in which situations, and what passes.
+
+    Attributes:
+        against: fp32, the same policy in full precision; reference, lerobot, which must be installed; or a
+            file that --save wrote, on another machine or by another version.
+        dtype: the precision under test.
+        device: auto, cpu, cuda, cuda:1, ...
+        revision: branch, tag or commit on the hub.
+        stats: dataset, or set in the policy, to normalise with, if the policy does not say.
+        scenes: simulated scenes that are shown, 2 to 8.
+        runs: of the same observation, which must all give the same actions.
+        seed: of the noise.
+        min_pcc: least correlation; by default 0.999999 in fp32 and 0.999 below.
+        min_change: least change of the actions, in their standard deviations, when a picture goes black or
+            the instruction is another.
+    """
+
+    against: str = "fp32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+    revision: str | None = None
+    stats: str | None = None
+    scenes: int = 4
+    runs: int = 20
+    seed: int = 0
+    min_pcc: float | None = None
+    min_change: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.scenes < 2 or self.runs < 2 or self.min_change < 0 or self.seed < 0:
+            raise ConfigError(f"scenes and runs at least 2, min_change and seed not negative: {self}")
+
+    @property
+    def limit(self) -> float:
+        return PCC[self.dtype] if self.min_pcc is None else self.min_pcc

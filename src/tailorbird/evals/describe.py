@@ -10,16 +10,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tailorbird.checkpoint.files import INDEX, SINGLE
 from tailorbird.checkpoint.folder import read_object
+from tailorbird.checkpoint.lerobot import VLM, lerobot_sizes
+from tailorbird.checkpoint.lerobot_steps import mode_of
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.checkpoint.processor import read_processor
 from tailorbird.checkpoint.released import vlm_config
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, MissingStats
 from tailorbird.evals.results import load_conditions, table
 from tailorbird.model.build import build_model
 from tailorbird.model.config import ModelConfig
 from tailorbird.model.sizes import SIZES
+from tailorbird.processing.image import ImageSpec
+from tailorbird.processing.normalize import Scale
 from tailorbird.storage import read_json
 
 
@@ -39,7 +44,7 @@ def describe(what: str) -> list[RenderableType]:
         return _dataset(LeRobotDataset(find_dataset(folder)))
     if (folder / "chat_template.jinja").exists() or (folder / "preprocessor_config.json").exists():
         return _vlm(folder)
-    if (folder / "model.safetensors").exists():
+    if any((folder / name).exists() for name in (SINGLE, INDEX)):
         return _policy(folder)
     if (folder / "rollouts").is_dir():
         return _run(folder)
@@ -81,17 +86,35 @@ def _parts(cfg: ModelConfig) -> Table:
 
 
 def _policy(folder: Path) -> list[RenderableType]:
-    model, pipeline = read_policy(folder)
-    cfg = model.cfg
+    try:
+        model, pipeline = read_policy(folder)
+    except MissingStats as error:  # as in smolvla_base: a policy all the same
+        return [_facts({"statistics": str(error)}), _parts(lerobot_sizes(folder))]
+    cfg, image = model.cfg, pipeline.image
+    part = (
+        f"part {image.crop}" if isinstance(image, ImageSpec) else "whole, with black on the left and on top"
+    )
+    rate = "a rate that is not recorded" if pipeline.hz is None else f"{pipeline.hz:g} Hz"
+    theirs = pipeline.lerobot or {}
+    modes = theirs.get("normalization_mapping") or {}
+    source = {"vlm": str(theirs.get("vlm_model_name", VLM))} if theirs else {}
     facts = {
+        **source,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "cameras": ", ".join(pipeline.cameras),
-        "pictures": f"{pipeline.image.size} px, part {pipeline.image.crop}",
-        "state, action": f"{cfg.state_dim}, {cfg.action_dim}",
-        "chunk": f"{cfg.chunk} actions at {pipeline.hz:g} Hz, {cfg.num_steps} flow steps",
+        "pictures": f"{pipeline.image.size} px, {part}",
+        "state": _scaled(pipeline.state, pipeline.state_dim, modes.get("STATE")),
+        "action": _scaled(pipeline.action, pipeline.action_dim, modes.get("ACTION")),
+        "chunk": f"{cfg.chunk} actions at {rate}, {cfg.num_steps} flow steps",
         "instructions": f"at most {pipeline.tokenizer.max_tokens} of {pipeline.tokenizer.vocab} tokens",
     }
     return [_facts(facts), _parts(cfg)]
+
+
+def _scaled(scale: Scale, model_width: int, mode: str | None) -> str:
+    """How many values, and what the model makes of them."""
+    filled = f", filled up to {model_width}" if model_width > scale.width else ""
+    return f"{scale.width} values{filled}, {mode_of(scale, mode)}"
 
 
 def _vlm(folder: Path) -> list[RenderableType]:

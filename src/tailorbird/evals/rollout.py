@@ -63,11 +63,23 @@ class Job:
     cfg: RolloutConfig
 
 
+def open_policy(path: Path, cfg: RolloutConfig) -> Policy:
+    """On the CPU, where the same seed gives the same episode.
+
+    Raises:
+        CheckpointError: the policy cannot be loaded.
+        ConfigError: it acts at another rate, or wants cameras that the simulator does not show.
+    """
+    policy = load_policy(path, device="cpu", rename=cfg.rename, without=cfg.without)
+    check(policy, cfg)
+    return policy
+
+
 @lru_cache(maxsize=1)
-def _policy(path: Path) -> Policy:
+def _policy(path: Path, rename: tuple[tuple[str, str], ...], without: tuple[str, ...]) -> Policy:
     """The policy that this worker process holds between its episodes."""
     torch.set_num_threads(1)
-    return load_policy(path)
+    return load_policy(path, device="cpu", rename=dict(rename), without=without)
 
 
 def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
@@ -78,7 +90,8 @@ def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
 
 def play(job: Job) -> Episode:
     """One episode. Repeatable: the seed fixes the scene and the policy's noises, and time is simulated."""
-    cfg, env, policy = job.cfg, open_simulator(job.task, job.cfg.sim), _policy(job.policy)
+    cfg, env = job.cfg, open_simulator(job.task, job.cfg.sim)
+    policy = _policy(job.policy, tuple(cfg.rename.items()), cfg.without)
     env.restart(job.seed)
     policy.reset(job.seed)
     wrong = job.condition == "shuffled"
@@ -133,7 +146,7 @@ def rollouts(runs: Mapping[str, Run], workers: int) -> Iterator[tuple[str, list[
         ConfigError: a policy acts at another rate, or wants cameras that the simulator does not show.
     """
     for run in runs.values():
-        check(load_policy(run.policy), run.cfg)
+        open_policy(run.policy, run.cfg)
     results = run_in_order(play, [job for run in runs.values() for job in run.jobs()], workers)
     for name, run in runs.items():
         total, episodes = len(run.jobs()), []
@@ -146,11 +159,12 @@ def rollouts(runs: Mapping[str, Run], workers: int) -> Iterator[tuple[str, list[
 
 def check(policy: Policy, cfg: RolloutConfig) -> None:
     pipeline = policy.pipeline
-    if set(pipeline.cameras) - {cfg.sim.camera}:
+    if set(pipeline.robot_cameras) - {cfg.sim.camera}:
         raise ConfigError(
-            f"the policy looks through {pipeline.cameras}, the simulator shows {cfg.sim.camera!r}"
+            f"the policy looks through {pipeline.robot_cameras}, the simulator shows {cfg.sim.camera!r}: "
+            f"say which it is with --rename {cfg.sim.camera} POLICYS, which is absent with --without POLICYS"
         )
-    if pipeline.hz != cfg.sim.control_hz:
+    if pipeline.hz is not None and pipeline.hz != cfg.sim.control_hz:
         raise ConfigError(
             f"the policy learned {pipeline.hz:g} actions a second, the simulator takes {cfg.sim.control_hz}: "
             f"set --sim.control-hz {pipeline.hz:g}"
@@ -166,8 +180,7 @@ def drive_in_real_time(policy: Path, cfg: RolloutConfig) -> Trace:
 
     The first task is played for `max_s` whether it is solved or not.
     """
-    mind = load_policy(policy)
-    check(mind, cfg)
+    mind = open_policy(policy, cfg)
     torch.set_num_threads(1)
     env = MetaWorld(cfg.tasks[0], cfg.sim)
     env.restart(cfg.first_seed)

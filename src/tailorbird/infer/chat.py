@@ -17,6 +17,7 @@ from tailorbird.checkpoint.released import vlm_config
 from tailorbird.checkpoint.vlm import read_vlm
 from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.infer.config import ImageOptions, LoadOptions, Sampling
+from tailorbird.infer.device import find_device, find_dtype
 from tailorbird.infer.generate import Generation, Piece, Reason, generate, stream
 from tailorbird.infer.tokens import every_logit
 from tailorbird.model.lm import LM
@@ -221,27 +222,6 @@ def open_processor(path_or_id: str, revision: str | None, images: ImageOptions) 
     folder = find_model(path_or_id, revision, weights=False)
     cfg = vlm_config(read_object(folder / "config.json"), folder / "config.json")
     return with_options(read_processor(folder, cfg), images)
-
-
-def find_device(device: str | torch.device) -> str:
-    """Raises ConfigError for a device that is not here."""
-    if str(device) == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device '{device}' cannot be used ({str(error).splitlines()[0]}): name cpu, cuda, cuda:1 or auto"
-        ) from None
-    return str(device)
-
-
-def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Raises ConfigError for what is no floating-point type."""
-    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ConfigError(f"weights cannot be loaded as {dtype}: name bfloat16, float16 or float32")
-    return found
 
 
 def with_options(processor: Processor, images: ImageOptions) -> Processor:

@@ -1,13 +1,22 @@
 """A policy: the model, its pipeline, and the noise that each chunk starts from."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
+from torch import Tensor
 
+from tailorbird.checkpoint.folder import read_object
+from tailorbird.checkpoint.hub import find_model
+from tailorbird.checkpoint.lerobot import OWN_VLM, Asked
+from tailorbird.checkpoint.lerobot_steps import Stats
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import DataError
+from tailorbird.infer.device import find_device, find_dtype
+from tailorbird.model.config import Solver
 from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.wire import ActionChunk, Observation
@@ -17,13 +26,17 @@ class Policy:
     """Observation to chunk, in physical units. Callable, so it fits wherever a function does.
 
     The noise of a chunk depends on the seed of `reset` and on how many chunks came since: the same episode
-    gives the same actions.
+    starts from the same noises, on whatever device.
     """
 
     def __init__(self, model: VLA, pipeline: Pipeline) -> None:
         self.model, self.pipeline = model.eval().requires_grad_(False), pipeline
         self._generator = torch.Generator()
         self.reset()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.action_out.weight.device
 
     def reset(self, seed: int = 0) -> None:
         """Begin an episode."""
@@ -35,20 +48,22 @@ class Policy:
     __call__ = act
 
     @torch.inference_mode()
-    def act_batch(self, seen: Sequence[Observation]) -> list[ActionChunk]:
+    def act_batch(self, seen: Sequence[Observation], noise: Tensor | None = None) -> list[ActionChunk]:
         """One chunk for each of several robots.
 
+        Args:
+            noise: (B, L, action_dim) to start from, instead of the episode's next.
         Raises:
             DataError: an observation does not fit the policy, or an action is not finite.
         """
         began = time.perf_counter()
-        inputs = self.pipeline.read(seen)
+        inputs = self.pipeline.read(seen).to(self.device)
         read = time.perf_counter()
         prefix = self.model.encode(inputs)
+        self._wait()
         encoded = time.perf_counter()
-        cfg = self.model.cfg
-        noise = torch.randn(len(seen), cfg.chunk, cfg.action_dim, generator=self._generator)
-        actions = self.pipeline.write(self.model.sample(prefix, noise))  # (B, L, A)
+        start = self._noise(len(seen)) if noise is None else noise
+        actions = self.pipeline.write(self.model.sample(prefix, start.to(self.device)))  # (B, L, A)
         done = time.perf_counter()
         if not torch.isfinite(torch.from_numpy(actions)).all():
             raise DataError(
@@ -61,11 +76,72 @@ class Policy:
             for chunk, one in zip(actions, seen, strict=True)
         ]
 
+    def _noise(self, num: int) -> Tensor:
+        """Drawn on the CPU, whose numbers are the same beside every device."""
+        cfg = self.model.cfg
+        return torch.randn(num, cfg.chunk, cfg.action_dim, generator=self._generator)
 
-def load_policy(path: str | Path) -> Policy:
-    """Load a policy from its folder.
+    def _wait(self) -> None:
+        if self.device.type == "cuda":  # calls return before the work is done, and a clock would not see it
+            torch.cuda.synchronize(self.device)
+
+
+class Changes(TypedDict, total=False):
+    """What `load_policy` changes about a policy.
+
+    rename: the robot's names of cameras to the policy's.
+    without: cameras of the policy that the robot does not have.
+    stats: what to normalise with in a policy of lerobot: the folder of a dataset, its meta/stats.json, or the
+        name of one of the sets that the policy comes with.
+    num_steps, solver: how noise becomes actions.
+    """
+
+    rename: Mapping[str, str] | None
+    without: Sequence[str]
+    stats: str | Path | None
+    num_steps: int | None
+    solver: Solver | None
+
+
+def load_policy(
+    path_or_id: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    **changes: Unpack[Changes],
+) -> Policy:
+    """Load a policy of Tailorbird or a SmolVLA of lerobot.
+
+    Args:
+        path_or_id: folder, or id on the hub.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
+        dtype: of what the release has in bfloat16; None is float32, in which it acts as in lerobot.
+        revision: branch, tag or commit on the hub.
+        changes: see `Changes`.
+    Raises:
+        CheckpointError: there is no policy, or it is damaged, or it would act otherwise here.
+        MissingStats: a policy of lerobot has no statistics for the robot's state or its actions.
+        ConfigError: the device is not here, or the policy has no such camera.
+    """
+    where, kind = find_device(device), find_dtype(dtype)
+    folder = find_model(path_or_id, revision, inner=(OWN_VLM,))
+    names, stats = tuple(changes.get("without") or ()), changes.get("stats")
+    asked = Asked(changes.get("rename"), names, None if stats is None else _find_stats(stats))
+    model, pipeline = read_policy(folder, where, asked)
+    steps = {name: value for name in ("num_steps", "solver") if (value := changes.get(name)) is not None}
+    model.cfg = replace(model.cfg, **steps)  # type: ignore[arg-type]
+    return Policy(model.narrow(kind) if kind is not None else model, pipeline)
+
+
+def _find_stats(stats: str | Path) -> Stats | str:
+    """Those of a dataset here, else what may be the name of a set.
 
     Raises:
-        CheckpointError: the folder holds no policy, or a damaged one.
+        CheckpointError: the file is damaged, or the folder has none.
     """
-    return Policy(*read_policy(Path(path)))
+    path = Path(stats)
+    if not path.exists():
+        return str(stats)
+    found = read_object(path / "meta/stats.json" if path.is_dir() else path)
+    return {key: value for key, value in found.items() if isinstance(value, dict)}

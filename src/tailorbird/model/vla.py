@@ -95,13 +95,18 @@ class VLA(nn.Module):
         images = self.embed_images(seen.pixels)  # (B, places, C)
         words = self.vlm.decoder.embed(seen.ids) * math.sqrt(self.cfg.vlm.decoder.width)  # (B, T, C)
         state = self.state_in(seen.state.to(self.state_in.weight.dtype))  # (B, C)
-        x = torch.cat([images, words, state[:, None]], dim=1).to(words.dtype)  # (B, S, C)
+        scene, state = torch.cat([images, words], dim=1).to(words.dtype), state[:, None].to(words.dtype)
+        # in a frozen VLM only the state's token has gradients: read after the rest, it keeps them to itself
+        apart = state.requires_grad and not scene.requires_grad
+        parts = [scene, state] if apart else [torch.cat([scene, state], dim=1)]  # (B, S, C) together
         valid = F.pad(seen.ids_valid, (images.shape[1], 1), value=True)  # (B, S)
-        mask = valid[:, None, None].repeat(1, 1, x.shape[1], 1)  # (B, 1, S, S)
+        mask = valid[:, None, None].repeat(1, 1, valid.shape[1], 1)  # (B, 1, S, S)
         mask[..., :-1, -1] = False
         positions = valid.cumsum(-1) - 1  # (B, S)
         cache = DenseCache()
-        self.vlm.decoder(x, positions, mask, cache)
+        for part in parts:
+            new = slice(cache.length, cache.length + part.shape[1])
+            self.vlm.decoder(part, positions[:, new], mask[:, :, new, : new.stop], cache)
         return Prefix(self.expert.project(cache.layers), valid)
 
     def velocity(self, x_t: Tensor, t: Tensor, prefix: Prefix) -> Tensor:

@@ -1,4 +1,4 @@
-"""From camera frames to the square picture that the vision tower reads."""
+"""From camera frames to the square picture that the vision tower reads, in one of two ways."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailorbird.errors import ConfigError, DataError
+
+
+def _require_frames(frames: Tensor) -> None:
+    if frames.dtype != torch.uint8 or frames.ndim < 3 or frames.shape[-1] != 3 or not frames.numel():
+        raise DataError(f"a frame is (H, W, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,7 @@ class ImageSpec:
         Returns:
             (..., size, size, 3) uint8.
         """
-        if frames.dtype != torch.uint8 or frames.ndim < 3 or frames.shape[-1] != 3:
-            raise DataError(f"a frame is (H, W, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
+        _require_frames(frames)
         high, wide = frames.shape[-3:-1]
         top, left, height, width = self.crop
         rows = slice(round(top * high), round((top + height) * high))
@@ -61,3 +65,43 @@ class ImageSpec:
     def scale(frames: Tensor) -> Tensor:
         """(..., size, size, 3) uint8 to (..., 3, size, size) in [-1, 1]."""
         return frames.movedim(-1, -3).float() / 127.5 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letterbox:
+    """SmolVLA's picture: the whole frame in its proportions, black on the left and on top of it.
+
+    size: side of the result, in px.
+
+    Resizing rounds to no integers, so there is nothing smaller to cache than the frame itself. Sizes are cut
+    to whole pixels, and bilinear weights take no wider part of a large frame: both are lerobot's (see
+    tests/parity/test_lerobot_policy.py), and a policy sees other pictures without them.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"{self} does not describe a picture: its side is at least 1 px")
+
+    @staticmethod
+    def shrink(frames: Tensor) -> Tensor:
+        """(..., H, W, 3) uint8, any size, as it is."""
+        _require_frames(frames)
+        return frames
+
+    def scale(self, frames: Tensor) -> Tensor:
+        """(..., H, W, 3) uint8 to (..., 3, size, size) in [-1, 1]."""
+        _require_frames(frames)
+        high, wide = frames.shape[-3:-1]
+        ratio = max(wide / self.size, high / self.size)
+        height, width = int(high / ratio), int(wide / ratio)
+        if not height or not width:
+            raise DataError(
+                f"a frame of {wide} x {high} px is too narrow: nothing of it is left in {self.size} x "
+                f"{self.size} px. Crop it"
+            )
+        pixels = frames.reshape(-1, high, wide, 3).movedim(-1, 1).float() / 255  # (N, 3, H, W)
+        pixels = F.interpolate(pixels, (height, width), mode="bilinear")  # (N, 3, h, w)
+        pixels = F.pad(pixels, (self.size - width, 0, self.size - height, 0))  # (N, 3, size, size)
+        return (pixels * 2 - 1).reshape(*frames.shape[:-3], 3, self.size, self.size)

@@ -41,13 +41,15 @@ def train_tokenizer(corpus: Iterable[str], vocab: int) -> str:
 
 
 class InstructionTokenizer:
-    """Encodes instructions as SmolVLA reads them: a newline at the end, padding on the right."""
+    """Encodes instructions as SmolVLA reads them: one newline at the end, padding on the right."""
 
     def __init__(self, json: str, max_tokens: int) -> None:
         try:
             self._backend = Backend.from_str(json)
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"tokenizer.json cannot be read: {error}") from error
+        self._backend.no_padding()  # which the file may ask for
+        self._backend.no_truncation()
         self._backend.encode_special_tokens = True  # "<image>" in an instruction is seven letters
         self.json, self.max_tokens = json, max_tokens
         pad = self._backend.token_to_id(PAD)
@@ -67,7 +69,8 @@ class InstructionTokenizer:
         Raises:
             DataError: an instruction is longer than the policy reads. Cutting it would change what is asked.
         """
-        rows = [encoding.ids for encoding in self._backend.encode_batch([f"{task}\n" for task in tasks])]
+        lines = [task if task.endswith("\n") else f"{task}\n" for task in tasks]
+        rows = [encoding.ids for encoding in self._backend.encode_batch(lines)]
         for task, row in zip(tasks, rows, strict=True):
             if len(row) > self.max_tokens:
                 raise DataError(

@@ -1,0 +1,350 @@
+"""A SmolVLA as lerobot lays it out: what it saved is read, and it reads what is written.
+
+Sizes and words of the VLM lie in another model, which config.json names. What is written has both beside the
+rest, in vlm/config.json and tokenizer.json: it needs nothing else, and lerobot looks past them. Fields that
+are missing take the defaults of lerobot's SmolVLAConfig. Equality: tests/parity/test_lerobot_policy.py.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tailorbird.checkpoint.files import Stored, find_weights, list_tensors, write_tensors
+from tailorbird.checkpoint.fill import fill, on_meta
+from tailorbird.checkpoint.folder import read_object, read_words
+from tailorbird.checkpoint.hub import find_model
+from tailorbird.checkpoint.lerobot_steps import (
+    ACTION,
+    CAMERA,
+    STATE,
+    Around,
+    Stats,
+    choose,
+    mode_of,
+    read_around,
+    scale,
+    short,
+    stats_inside,
+    write_around,
+)
+from tailorbird.checkpoint.released import Fields, consistent, released_config, vlm_config
+from tailorbird.checkpoint.smolvla import vla_rules
+from tailorbird.checkpoint.table import drop, revert
+from tailorbird.errors import CheckpointError, MissingStats, TailorbirdError
+from tailorbird.model.config import ExpertConfig, VLAConfig
+from tailorbird.model.vla import VLA
+from tailorbird.processing.image import Letterbox
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.processing.text import ChatTokenizer, InstructionTokenizer
+from tailorbird.storage import write_json
+
+ROPE_THETA = 10_000.0  # SmolVLA's own, whatever its VLM was trained with
+VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+EMPTY = "empty_camera_"
+MODES = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+OWN_VLM = "vlm/config.json"
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # what each field may be
+    "use_delta_joint_actions_aloha": (False,),  # nor does lerobot have it
+    "use_peft": (False, None),  # the weights of an adapter lie in another file
+    "use_cache": (True,),
+    "n_obs_steps": (1,),
+}
+READ = {
+    "type",
+    "input_features",
+    "output_features",
+    "normalization_mapping",
+    "chunk_size",
+    "n_action_steps",
+    "max_state_dim",
+    "max_action_dim",
+    "resize_imgs_with_padding",
+    "empty_cameras",
+    "adapt_to_pi_aloha",
+    "tokenizer_max_length",
+    "num_steps",
+    "vlm_model_name",
+    "add_image_special_tokens",
+    "attention_mode",
+    "num_expert_layers",
+    "num_vlm_layers",
+    "self_attn_every_n_layers",
+    "expert_width_multiplier",
+    "min_period",
+    "max_period",
+}
+HARMLESS = {  # they change how a policy is trained, stored or run, and none of its numbers
+    *("device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path"),
+    *("load_vlm_weights", "freeze_vision_encoder", "train_expert_only", "train_state_proj"),
+    *(f"optimizer_{name}" for name in ("lr", "betas", "eps", "weight_decay", "grad_clip_norm")),
+    *(f"scheduler_{name}" for name in ("warmup_steps", "decay_steps", "decay_lr")),
+    *("prefix_length", "pad_language_to"),  # padding is never seen
+    *("rtc_config", "compile_model", "compile_mode"),
+}
+NEWER = {"pretrained_revision"}  # harmless, and unknown to lerobot 0.4
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller changes about a policy when it is loaded.
+
+    stats: statistics, or the name of a set.
+    widths: how many values the state and the action have, by key, if the policy is to learn another robot.
+    """
+
+    rename: Mapping[str, str] | None = None
+    without: tuple[str, ...] = ()
+    stats: Stats | str | None = None
+    widths: Mapping[str, int] | None = None
+
+    def applied(self, pipeline: Pipeline) -> Pipeline:
+        """Raises ConfigError if the policy has no such camera."""
+        mine = dict(self.rename or {})
+        kept = {name: camera for name, camera in pipeline.rename.items() if camera not in mine.values()}
+        absent = dict.fromkeys((*pipeline.absent, *self.without))
+        return replace(pipeline, rename={**kept, **mine}, absent=tuple(absent))
+
+
+def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VLA, Pipeline]:
+    """The model in fp32, and its pipeline.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the policy is not one that acts the same here.
+        MissingStats: there are no statistics for the robot's state or its actions.
+    """
+    config, place = read_object(folder / "config.json"), folder / "config.json"
+    top = Fields(str(place), "", config)
+    _require_kind(top)
+    try:
+        source = find_weights(folder)
+        stored = list_tensors(source)
+        inside, stats = stats_inside(stored)
+        around = read_around(folder) or _old_around(top, stats)
+        cfg, tokenizer = _read_model(folder, top, around)
+        pipeline = _read_pipeline(top, around, tokenizer, asked)
+    except (CheckpointError, MissingStats):
+        raise
+    except (TailorbirdError, OSError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no policy that can be loaded: {error}") from error
+    pipeline = asked.applied(pipeline)  # may be refused, before the weights are read
+    return _fill(cfg, source, stored, inside, device), pipeline
+
+
+def lerobot_sizes(folder: Path) -> VLAConfig:
+    """The model of a policy, whether it has statistics or not. Raises CheckpointError as `read_lerobot`."""
+    top = Fields(str(folder / "config.json"), "", read_object(folder / "config.json"))
+    _require_kind(top)
+    return _read_model(folder, top, read_around(folder) or _old_around(top, {}))[0]
+
+
+def _require_kind(top: Fields) -> None:
+    kind, unknown = (
+        top.values.get("type"),
+        sorted(top.values.keys() - READ - HARMLESS - NEWER - NEUTRAL.keys()),
+    )
+    if kind != "smolvla":
+        raise CheckpointError(
+            f"{top.source} describes a policy of type {reprlib.repr(kind)}, and of lerobot's policies only "
+            "smolvla is read: name a SmolVLA, or run this one with lerobot"
+        )
+    if unknown:
+        raise CheckpointError(
+            f"{top.source} has fields that no SmolVLA is known to have, and which could change its actions: "
+            f"{', '.join(unknown)}. Remove them if they mean nothing"
+        )
+    top.require(NEUTRAL)
+
+
+def _old_around(top: Fields, stats: Stats) -> Around:
+    return Around(
+        rename={},
+        max_tokens=top.whole("tokenizer_max_length", 48),
+        tokenizer_name=_vlm_name(top),
+        modes=dict(top.inner("normalization_mapping").values) or MODES,
+        eps=1e-8,
+        before=stats,
+        after=stats,
+    )
+
+
+def _vlm_name(top: Fields) -> str:
+    name = top.values.get("vlm_model_name", VLM)
+    if not isinstance(name, str) or not name:
+        raise top.wrong("vlm_model_name", "a hub id or a folder")
+    return name
+
+
+def _read_model(folder: Path, top: Fields, around: Around) -> tuple[VLAConfig, InstructionTokenizer]:
+    place, words = folder / OWN_VLM, folder / "tokenizer.json"
+    if not place.exists():
+        try:
+            named = find_model(_vlm_name(top), weights=False)
+            place = named / "config.json"
+            same = around.tokenizer_name == _vlm_name(top)
+            words = (named if same else find_model(around.tokenizer_name, weights=False)) / "tokenizer.json"
+        except CheckpointError as error:
+            raise CheckpointError(f"{top.source} needs the VLM that it names: {error}") from error
+    text = read_words(words)
+    with consistent(top.source):
+        cfg = _vla_config(top, read_object(place), place, text)
+    return cfg, InstructionTokenizer(text, around.max_tokens)
+
+
+def _vla_config(top: Fields, released: Mapping[str, Any], place: Path, words: str) -> VLAConfig:
+    vlm = vlm_config(released, place)
+    kept = top.whole("num_vlm_layers", 16)
+    num_layers = min(kept, vlm.decoder.num_layers) if kept > 0 else vlm.decoder.num_layers
+    decoder = replace(vlm.decoder, num_layers=num_layers, rope_theta=ROPE_THETA)
+    start: tuple[int, ...] = ()
+    if top.truth("add_image_special_tokens", False):
+        ids = ChatTokenizer(words).id
+        start = ids("<fake_token_around_image>"), ids("<global-img>")
+    return VLAConfig(
+        vlm=replace(vlm, decoder=decoder),
+        expert=_expert_config(top, decoder.width, num_layers),
+        state_dim=top.whole("max_state_dim", 32),
+        action_dim=top.whole("max_action_dim", 32),
+        chunk=top.whole("chunk_size", 50),
+        num_steps=top.whole("num_steps", 10),
+        min_period=top.real("min_period", 4e-3),
+        max_period=top.real("max_period", 4.0),
+        image_start=start,
+        image_end=start[:1],
+        empty_images=top.whole("empty_cameras", 0) if start else 0,
+    )
+
+
+def _expert_config(top: Fields, vlm_width: int, vlm_layers: int) -> ExpertConfig:
+    mode, every = top.values.get("attention_mode", "cross_attn"), top.whole("self_attn_every_n_layers", 2)
+    if mode not in ("cross_attn", "self_attn"):
+        raise top.wrong("attention_mode", "cross_attn or self_attn")
+    width = int(vlm_width * top.real("expert_width_multiplier", 0.75))
+    layers = top.whole("num_expert_layers", -1)
+    mixed: Literal["interleaved", "cross"] = "interleaved" if every > 0 else "cross"
+    return ExpertConfig(
+        width=width,
+        mlp_dim=_mlp_dim(width),
+        num_layers=layers if layers > 0 else vlm_layers,
+        attention="self" if mode == "self_attn" else mixed,
+        self_attn_every=max(1, every),
+    )
+
+
+def _mlp_dim(width: int) -> int:
+    """Two thirds of four times the width, up to a multiple of 256."""
+    return -(4 * (2 * width // 3) // -256) * 256
+
+
+def _read_pipeline(top: Fields, around: Around, tokenizer: InstructionTokenizer, asked: Asked) -> Pipeline:
+    features = {**top.inner("input_features").values, **top.inner("output_features").values}
+    before, after = (_chosen(top, one, asked.stats) for one in (around.before, around.after))
+    if around.modes.get("VISUAL", "IDENTITY") != "IDENTITY":
+        raise CheckpointError(
+            f"{top.source}: pictures are normalised by {reprlib.repr(around.modes['VISUAL'])}, and a SmolVLA "
+            "sees them as they are (IDENTITY): run it with lerobot"
+        )
+
+    def normal(key: str, kind: str, given: Stats) -> Any:
+        width = asked.widths[key] if asked.widths else _width(top, features, key)
+        return scale(around.modes.get(kind), given, key, width, around.eps, top.source)
+
+    keys = [key for key, one in features.items() if isinstance(one, dict) and one.get("type") == "VISUAL"]
+    cameras = tuple(short(key) for key in keys if not short(key).startswith(EMPTY))
+    if len({*cameras}) < len(cameras) or not cameras:
+        raise top.wrong("input_features", "at least one picture, and each of another name")
+    side = top.values.get("resize_imgs_with_padding", [512, 512])
+    if not isinstance(side, list) or len(side) != 2 or side[0] != side[1] or type(side[0]) is not int:
+        raise top.wrong("resize_imgs_with_padding", "the side of the vision tower's picture, twice")
+    return Pipeline(
+        cameras=cameras,
+        image=Letterbox(size=side[0]),
+        state=normal(STATE, "STATE", before),
+        action=normal(ACTION, "ACTION", after),
+        tokenizer=tokenizer,
+        hz=None,
+        state_dim=top.whole("max_state_dim", 32),
+        action_dim=top.whole("max_action_dim", 32),
+        aloha=top.truth("adapt_to_pi_aloha", False),
+        rename={name: camera for name, camera in around.rename.items() if camera in cameras},
+        lerobot=top.values,
+    )
+
+
+def _chosen(top: Fields, found: Stats, stats: Stats | str | None) -> Stats:
+    if not isinstance(stats, str):
+        return found if stats is None else stats
+    if not (chosen := choose(found, stats)):
+        raise MissingStats(
+            f"{top.source}: stats={stats!r} is no dataset here, and no set of statistics in the policy, "
+            f"which holds {sorted(found)}"
+        )
+    return chosen
+
+
+def _width(top: Fields, features: Mapping[str, Any], key: str) -> int:
+    shape = features[key].get("shape") if isinstance(features.get(key), dict) else None
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
+        raise top.wrong(
+            "input_features" if key == STATE else "output_features", f"{key!r} of one size, among others"
+        )
+    return shape[0]
+
+
+def _fill(cfg: VLAConfig, source: Path, stored: Mapping[str, Stored], inside: list[str], device: str) -> VLA:
+    num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
+    model = on_meta(lambda: VLA(cfg), num_layers, stored, source)
+    why = "statistics, which are the pipeline's"
+    rules = [*vla_rules(cfg), *(drop(key, why=why) for key in inside)]
+    fill(model, source, stored, rules, device=device, dtype=torch.float32)
+    return model
+
+
+def write_lerobot(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
+    """All files into an existing folder; `storage.new_folder` makes it all or nothing."""
+    config = lerobot_config(cfg, pipeline)
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", revert(weights, vla_rules(cfg)), {"format": "pt"})
+    write_around(folder, config, pipeline.rename, {STATE: pipeline.state, ACTION: pipeline.action})
+    (folder / "tokenizer.json").write_text(pipeline.tokenizer.json, encoding="utf-8")
+    (folder / OWN_VLM).parent.mkdir()
+    vlm = released_config(cfg.vlm, pad_id=0, end_ids=frozenset({0}), dtype="float32")
+    write_json(folder / OWN_VLM, vlm)
+
+
+def lerobot_config(cfg: VLAConfig, pipeline: Pipeline) -> dict[str, Any]:
+    """config.json for a pipeline that has one of its own, as the model and the pipeline now are."""
+    assert pipeline.lerobot is not None
+    old = {key: value for key, value in pipeline.lerobot.items() if key not in NEWER}
+    inputs, modes = old.get("input_features") or {}, {**MODES, **(old.get("normalization_mapping") or {})}
+    size = pipeline.image.size
+    keys = {name: CAMERA + name for name in pipeline.seen_cameras} | {short(key): key for key in inputs}
+    unsized = {
+        "type": "VISUAL",
+        "shape": [3, size, size],
+    }  # lerobot never reads the sizes of a SmolVLA's pictures
+    pictures = {keys[name]: inputs.get(keys[name], unsized) for name in pipeline.seen_cameras}
+    return {
+        **old,
+        "input_features": {STATE: {"type": "STATE", "shape": [pipeline.state.width]}, **pictures},
+        "output_features": {ACTION: {"type": "ACTION", "shape": [pipeline.action.width]}},
+        "normalization_mapping": {
+            "VISUAL": "IDENTITY",
+            "STATE": mode_of(pipeline.state, modes["STATE"]),
+            "ACTION": mode_of(pipeline.action, modes["ACTION"]),
+        },
+        "chunk_size": cfg.chunk,
+        "n_action_steps": min(old.get("n_action_steps", 50), cfg.chunk),
+        "max_state_dim": cfg.state_dim,
+        "max_action_dim": cfg.action_dim,
+        "resize_imgs_with_padding": [size, size],
+        "adapt_to_pi_aloha": pipeline.aloha,
+        "tokenizer_max_length": pipeline.tokenizer.max_tokens,
+        "num_steps": cfg.num_steps,
+        "num_vlm_layers": cfg.vlm.decoder.num_layers,
+        "vlm_model_name": old.get("vlm_model_name", VLM),
+    }
