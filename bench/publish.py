@@ -50,6 +50,17 @@ def loss_gap_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(result, "loss_gap.json"), ""])
 
 
+def verify_table(result: dict[str, Any]) -> str:
+    """One line for each pair of sides."""
+    titles = ["policy", "here", "against", "1 step", "5 steps", "full", "largest error of the velocity"]
+    lines = ["| " + " | ".join(titles) + " |", "|---|---|---|---:|---:|---:|---:|"]
+    for row in result["rows"]:
+        pcc = [f"{row[name]:.7f}" for name in ("pcc_1_step", "pcc_5_steps", "pcc_full")]
+        cells = [row["model"], row["dtype"], row["against"], *pcc, f"{row['max_abs_error']:.1e}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", source(result, "verify.json"), ""])
+
+
 TABLES = {"demo": demo_table, "loss-gap": loss_gap_table}
 
 

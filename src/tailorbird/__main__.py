@@ -17,7 +17,8 @@ from tailorbird.cli.profile import Profile
 from tailorbird.cli.record import Record
 from tailorbird.cli.report import Report
 from tailorbird.cli.rollout import Rollout
-from tailorbird.cli.train import Train
+from tailorbird.cli.train import Train, with_recipe
+from tailorbird.cli.verify import Verify
 from tailorbird.errors import Interrupted, TailorbirdError
 from tailorbird.progress import console
 
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Rollout, tyro.conf.subcommand("rollout")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Describe, tyro.conf.subcommand("describe")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
@@ -41,7 +43,8 @@ Command = (
 def main() -> None:
     """Run one command. Exits with 1 when refused, 2 when misspelt, 130 when interrupted and saved."""
     try:
-        command: Command = tyro.cli(Command, prog="tailorbird", description=DESCRIPTION)
+        words = with_recipe(sys.argv[1:])
+        command: Command = tyro.cli(Command, prog="tailorbird", description=DESCRIPTION, args=words)
         command()
     except Interrupted as error:
         console.print(str(error))
