@@ -102,7 +102,7 @@ def load(root: Path, cache: Path, cfg: TrainConfig = CONFIG) -> tuple[Interrupti
         tokenizer=InstructionTokenizer(train_tokenizer(data.tasks, 300), 24),
         hz=data.fps,
     )
-    frames = load_frames(data, pipeline.image, data.cameras, cache, 1)
+    frames = load_frames(data, pipeline.image, pipeline.robot_cameras, cache, 1)
     learned, held_out = split_episodes(data, cfg.held_out, cfg.seed)
     load = LoadConfig(chunk=MODEL.chunk, batch=cfg.batch, seed=cfg.seed, augment=AUGMENT)
     loader = Interrupting(data, frames, pipeline, rows=learned, cfg=load)
@@ -129,9 +129,7 @@ def fit(
     loader, held_out = load(root, root.with_name("frames"), cfg)
     loader.step, loader.act = at, act
     pipeline = loader.pipeline
-    return train(
-        cfg, new_model(), loader, pipeline, run, lambda m: measure(m, held_out, pipeline.action, cfg.seed)
-    )
+    return train(cfg, new_model(), loader, pipeline, run, lambda m: measure(m, held_out, pipeline, cfg.seed))
 
 
 def main() -> None:

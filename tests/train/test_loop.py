@@ -57,7 +57,7 @@ def test_a_run_learns_what_there_is_to_learn(discs: Path, tmp_path: Path) -> Non
     loader, _ = load(discs, discs.with_name("frames"))
     batch = loader.load(loader.rows[:20])
     fresh, trained = new_model(), read_policy(checkpoint_at(tmp_path, 150))[0]
-    before, after = (measure(m, batch, loader.pipeline.action, 0) for m in (fresh, trained))
+    before, after = (measure(m, batch, loader.pipeline, 0) for m in (fresh, trained))
     assert after["action_error"] < 0.6 * before["action_error"]
 
 

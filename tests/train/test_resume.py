@@ -68,7 +68,9 @@ def test_two_runs_are_the_same_bit_for_bit(discs: Path, whole: Path, tmp_path: P
 def test_another_seed_is_another_run(discs: Path, whole: Path, tmp_path: Path) -> None:
     fit(discs, tmp_path, seed=1)
     assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in rows(whole)]
-    assert all(mine != theirs for mine, theirs in zip(rows(tmp_path), rows(whole), strict=True))
+    pairs = list(zip(rows(tmp_path), rows(whole), strict=True))
+    assert pairs[0][0] == pairs[0][1]  # how many numbers learn
+    assert all(mine != theirs for mine, theirs in pairs[1:])
 
 
 def test_a_run_ended_by_ctrl_c_is_saved_and_continues_exactly(
@@ -174,7 +176,7 @@ def test_a_network_that_computes_otherwise_is_refused_even_if_its_weights_have_t
         train(CONFIG, other, loader, loader.pipeline, whole, lambda model: {})
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["train.safetensors", "train.json"])
 @pytest.mark.parametrize("keep", [None, 30])
 def test_a_missing_or_cut_file_of_a_checkpoint_is_named(
     discs: Path, whole: Path, tmp_path: Path, name: str, keep: int | None

@@ -1,5 +1,6 @@
 """What is minimised and what is measured, against the formula where the network says zero."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,9 @@ def test_more_draws_cost_no_other_batch(batch: Batch) -> None:
     assert loss.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-4)
 
 
-def test_the_action_error_is_in_physical_units(silent: VLA, batch: Batch) -> None:
-    action = Normalizer(mean=(5.0, -3.0), std=(2.0, 0.5))
-    found = measure(silent, batch, action, 5)
+def test_the_action_error_is_in_physical_units(discs: Path, silent: VLA, batch: Batch) -> None:
+    pipeline = load(discs, discs.with_name("frames"))[0].pipeline
+    found = measure(silent, batch, replace(pipeline, action=Normalizer(mean=(5.0, -3.0), std=(2.0, 0.5))), 5)
     generator = torch.Generator().manual_seed(5)
     torch.randn(batch.actions.shape, generator=generator)
     sample_time(len(batch.actions), generator)
@@ -77,10 +78,10 @@ def test_the_action_error_is_in_physical_units(silent: VLA, batch: Batch) -> Non
     assert found.keys() == {"held_out_loss", "action_error"}
 
 
-def test_measuring_twice_gives_the_same_numbers_and_no_gradient(batch: Batch) -> None:
-    model, action = new_model(), Normalizer(mean=(0.0, 0.0), std=(1.0, 1.0))
-    first = measure(model, batch, action, 5)
+def test_measuring_twice_gives_the_same_numbers_and_no_gradient(discs: Path, batch: Batch) -> None:
+    model, pipeline = new_model(), load(discs, discs.with_name("frames"))[0].pipeline
+    first = measure(model, batch, pipeline, 5)
     torch.randn(3)  # the global generator does not matter
-    assert measure(model, batch, action, 5) == first
-    assert measure(model, batch, action, 6) != first
+    assert measure(model, batch, pipeline, 5) == first
+    assert measure(model, batch, pipeline, 6) != first
     assert all(parameter.grad is None for parameter in model.parameters())

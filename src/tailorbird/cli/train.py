@@ -1,42 +1,115 @@
 """tailorbird train"""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tailorbird.recipes.config import RunConfig
+from tailorbird.recipes.config import RunConfig, TuneConfig, smolvla, tune
+
+if TYPE_CHECKING:
+    from tailorbird.train.loop import Trained
+
+RECIPES = ("tiny", "tune", "smolvla")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train a small VLA from nothing on a LeRobot dataset. Its checkpoints are policies.
-
-    Example: tailorbird train --data runs/demo/dataset --out runs/mine --train.steps 2000
-
-    Ctrl-C saves. Interrupted at any point, the same command continues from the newest checkpoint.
-    """
-
+class Run:
     data: str
     """Folder of a LeRobot dataset (v3 or v2.1), or its id on the hub."""
     out: Path
     """Folder for checkpoints, metrics.jsonl and TensorBoard's files."""
     resume: bool = True
     """Continue what the folder holds; --no-resume refuses a folder that holds a run."""
-    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    def __call__(self) -> None:
+    def carry_out(self, fit: "Callable[[], Trained]") -> None:
         from tailorbird.errors import ConfigError, Interrupted
         from tailorbird.progress import console
-        from tailorbird.recipes.fit import fit
         from tailorbird.train.state import newest_checkpoint
 
         if not self.resume and newest_checkpoint(self.out):
             raise ConfigError(
                 f"{self.out} holds {newest_checkpoint(self.out)}: choose another --out, or --resume"
             )
-        trained = fit(self.settings, self.data, self.out)
+        trained = fit()
         if not trained.finished:
             raise Interrupted(f"stopped at step {trained.step}, saved: the same command goes on from there")
         console.print(f"policy: {trained.checkpoint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(Run):
+    """Train a small VLA from nothing.
+
+    Example: tailorbird train --data runs/demo/dataset --out runs/mine --train.steps 2000
+    """
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+    def __call__(self) -> None:
+        from tailorbird.recipes.fit import fit
+
+        self.carry_out(lambda: fit(self.settings, self.data, self.out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Run):
+    """Go on training a policy, in Tailorbird's layout or lerobot's; what comes out has the same layout.
+
+    Example: tailorbird train --policy runs/demo/policy --data data/doors --out runs/doors
+
+    Example: tailorbird train smolvla --data me/pick --out runs/pick --rename front camera1 --without camera2
+    camera3
+
+    Example: tailorbird train smolvla --data me/pick --out runs/pick --learn.lora.rank 16
+    """
+
+    policy: str
+    """Folder of a policy, or its id on the hub."""
+    settings: Annotated[TuneConfig, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        from tailorbird.recipes.finetune import finetune
+
+        self.carry_out(lambda: finetune(self.settings, self.policy, self.data, self.out))
+
+
+def _preset(policy: str, settings: TuneConfig) -> Tune:
+    return Tune(data=tyro.MISSING, out=tyro.MISSING, policy=policy, settings=settings)
+
+
+Recipe = (
+    Annotated[Tiny, tyro.conf.subcommand("tiny")]
+    | Annotated[Tune, tyro.conf.subcommand("tune", default=_preset(tyro.MISSING, tune()))]
+    | Annotated[Tune, tyro.conf.subcommand("smolvla", default=_preset("lerobot/smolvla_base", smolvla()))]
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a VLA on a LeRobot dataset. Its checkpoints are policies.
+
+    tiny: a small one, from nothing. tune: from any policy. smolvla: from SmolVLA, as lerobot does it.
+    Left out, it is tune where a --policy is named, else tiny. Each has its own --help.
+
+    Example: tailorbird train --data runs/demo/dataset --out runs/mine --train.steps 2000
+
+    Example: tailorbird train --policy runs/demo/policy --data data/doors --out runs/doors
+
+    Ctrl-C saves. Interrupted at any point, the same command continues from the newest checkpoint.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        self.recipe()
+
+
+def with_recipe(words: Sequence[str]) -> list[str]:
+    """A command line whose `train` says its recipe."""
+    if len(words) < 2 or words[0] != "train" or words[1] in (*RECIPES, "-h", "--help"):
+        return list(words)
+    has_policy = any(word.partition("=")[0] == "--policy" for word in words)
+    return ["train", "tune" if has_policy else "tiny", *words[1:]]

@@ -8,7 +8,7 @@ from tailorbird.evals.config import RolloutConfig
 from tailorbird.model.config import VLAConfig
 from tailorbird.model.sizes import TINY
 from tailorbird.sim.config import SimConfig
-from tailorbird.train.config import TrainConfig
+from tailorbird.train.config import LearnConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,62 @@ def tiny() -> RunConfig:
         Expect: what `demo` says, after seven minutes on two CPU cores.
     """
     return RunConfig(crop=(0.14, 0.306, 0.667, 0.667), train=TrainConfig(steps=4500))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What a policy that acts already learns anew. Everything else stays as the policy has it.
+
+    Attributes:
+        stats: whose mean, deviation and range of states and actions the policy works in from now on: dataset,
+            policy for its own, or one of the sets that a policy of lerobot comes with. Its own keep what it
+            knows in place, and suit data that resemble what it learned from.
+        rename: the dataset's names of cameras to the policy's.
+        without: cameras of the policy that the dataset does not have.
+    """
+
+    stats: str = "dataset"
+    rename: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    augment: Augment = field(default_factory=Augment)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def tune() -> TuneConfig:
+    """One more task for a small policy, from a few dozen demonstrations: all weights learn, at a lower rate.
+
+    Attributes:
+        Expect: a task like those that it knows within minutes, and less success at those; of them
+            `--stats policy` keeps more.
+    """
+    return TuneConfig(train=TrainConfig(steps=1500, lr=3e-4))
+
+
+def smolvla() -> TuneConfig:
+    """SmolVLA as lerobot fine-tunes it: the expert and the state's projection learn, the VLM is frozen.
+
+    Attributes:
+        Expect: lerobot's published 20 000 steps take about four hours on an A100.
+    """
+    train = TrainConfig(
+        steps=20_000,
+        batch=64,
+        draws=1,
+        lr=1e-4,
+        final_lr=0.025,
+        warmup=1000,
+        decay_steps=30_000,
+        weight_decay=1e-10,
+        clip=10.0,
+        ema=0.0,
+        past_end="held",
+        device="auto",
+        log_every=100,
+        eval_every=5000,
+        save_every=5000,
+    )
+    return TuneConfig(learn=LearnConfig(part="expert"), train=train)
 
 
 DEMOS = {

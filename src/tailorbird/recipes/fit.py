@@ -11,6 +11,7 @@ from tailorbird.data.frames import load_frames
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.data.loader import Loader, split_episodes
 from tailorbird.errors import ConfigError
+from tailorbird.infer.device import find_device
 from tailorbird.model.build import build_model
 from tailorbird.model.config import VLAConfig
 from tailorbird.model.init import initialise
@@ -20,7 +21,7 @@ from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.provenance import cores
-from tailorbird.recipes.config import RunConfig
+from tailorbird.recipes.config import RunConfig, TuneConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
 from tailorbird.storage import claim, locked
 from tailorbird.train.loop import Trained, train
@@ -76,14 +77,22 @@ def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
 
 def _fit(cfg: RunConfig, data: LeRobotDataset, out: Path) -> Trained:
     claim(out / "data.json", {"fingerprint": data.fingerprint, "augment": asdict(cfg.augment)})
-    pipeline = build_pipeline(cfg, data)
-    frames = load_frames(data, pipeline.image, pipeline.cameras, out / "frames", cores())
+    return learn(new_model(cfg, data), build_pipeline(cfg, data), data, cfg, out)
+
+
+def learn(
+    model: VLA, pipeline: Pipeline, data: LeRobotDataset, cfg: RunConfig | TuneConfig, out: Path
+) -> Trained:
+    """Train a model on a dataset that its pipeline suits, continuing what `out` already holds."""
+    device = find_device(cfg.train.device)
+    frames = load_frames(data, pipeline.image, pipeline.robot_cameras, out / "frames", cores())
     learned, held_out = split_episodes(data, cfg.train.held_out, cfg.train.seed)
-    load = LoadConfig(chunk=cfg.model.chunk, batch=cfg.train.batch, seed=cfg.train.seed, augment=cfg.augment)
+    load = LoadConfig(chunk=model.cfg.chunk, batch=cfg.train.batch, seed=cfg.train.seed, augment=cfg.augment)
     loader = Loader(data, frames, pipeline, rows=learned, cfg=load)
-    apart = loader.load(held_out[np.linspace(0, len(held_out) - 1, HELD_OUT_FRAMES).astype(int)])
+    num = min(len(held_out), HELD_OUT_FRAMES if isinstance(cfg, RunConfig) else cfg.train.batch)
+    apart = loader.load(held_out[np.linspace(0, len(held_out) - 1, num).astype(int)]).to(device)
 
-    def evaluate(model: VLA) -> dict[str, float]:
-        return measure(model, apart, pipeline.action, cfg.train.seed)
+    def evaluate(mean: VLA) -> dict[str, float]:
+        return measure(mean, apart, pipeline, cfg.train.seed)
 
-    return train(cfg.train, new_model(cfg, data), loader, pipeline, out, evaluate)
+    return train(cfg.train, model.to(device), loader, pipeline, out, evaluate)

@@ -1,13 +1,12 @@
 """The training loop."""
 
-import copy
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,8 +20,9 @@ from tailorbird.processing.pipeline import Pipeline
 from tailorbird.progress import console, track
 from tailorbird.provenance import cores
 from tailorbird.train.config import TrainConfig
-from tailorbird.train.log import Metrics
-from tailorbird.train.optim import average, build_optimizer, lr_at
+from tailorbird.train.learn import count
+from tailorbird.train.log import Metrics, read_metrics
+from tailorbird.train.optim import average, build_optimizer, lr_at, start_average
 from tailorbird.train.state import State, load_state, newest_checkpoint, save_state
 from tailorbird.train.step import vla_loss
 from tailorbird.types import Batch
@@ -73,6 +73,8 @@ def train(
 ) -> Trained:
     """Learn from the newest checkpoint of `run` on, or from the model as it is.
 
+    What learns is what requires a gradient; `learn.choose` says so. It computes where the model is.
+
     A run that was interrupted and continued is bit for bit the run that was not, on the same machine.
 
     Args:
@@ -83,15 +85,19 @@ def train(
     torch.set_num_threads(cfg.threads or cores())
     # convolutions on a CPU are a third faster so
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = copy.deepcopy(model).requires_grad_(False).eval()
-    state = State(model=model, mean=mean, optimizer=build_optimizer(model, cfg))
+    mean, numbers = start_average(model), count(model)
+    state = State(model=model.train(), mean=mean, optimizer=build_optimizer(model, cfg))
     newest, loss = newest_checkpoint(run), math.nan
     if newest:
         load_state(newest, state, pipeline, cfg)
         console.print(f"continuing {run} at step {state.step}")
     start, earlier_s, waiting_s, held_out = state.step, state.seconds, 0.0, ""
     began = waited = time.perf_counter()
+    learned, frozen = numbers["learned_parameters"], numbers["frozen_parameters"]
+    console.print(f"{learned:,} parameters learn, {frozen:,} are frozen")
     with Metrics(run, start) as metrics, track("train", cfg.steps, start) as bar, _stop_request() as stop:
+        if not read_metrics(run):
+            metrics.add(0, **numbers)
         for step, batch in enumerate(loader.stream(start, cfg.steps), start):
             waiting_s += time.perf_counter() - waited
             loss, norm = _update(state, batch, cfg)
@@ -137,7 +143,12 @@ def _update(state: State, batch: Batch, cfg: TrainConfig) -> tuple[float, float]
     for group in state.optimizer.param_groups:
         group["lr"] = lr_at(state.step, cfg)
     generator = torch.Generator().manual_seed(seed_of(cfg.seed, state.step))
-    loss = vla_loss(state.model, batch, cfg.draws, generator)
+    batch = batch.to(next(state.model.parameters()).device)
+    if cfg.past_end == "held":
+        batch = replace(batch, valid=torch.ones_like(batch.valid))
+    with torch.random.fork_rng(devices=[]):  # dropout has no generator of its own
+        torch.manual_seed(seed_of(cfg.seed, state.step))
+        loss = vla_loss(state.model, batch, cfg.draws, generator)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip).item()
     value = loss.item()

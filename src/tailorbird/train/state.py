@@ -1,5 +1,6 @@
 """Checkpoints of a run. Each is a policy (the averaged weights) plus what is needed to go on bit for bit."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -8,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.files import read_tensors, write_tensors
 from tailorbird.checkpoint.policy import settings_of, write_policy
 from tailorbird.checkpoint.settings import to_json
 from tailorbird.errors import CheckpointError, ConfigError, DataError
@@ -18,6 +19,7 @@ from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.storage import new_folder, read_json
 from tailorbird.train.config import TrainConfig
+from tailorbird.train.lora import merged_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # in the memory layout of their parameter: the fused step relies on it
 FREE = {
@@ -60,22 +62,40 @@ class State:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
+    def learned(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """What learns, by name: the parameter and its average."""
+        pairs = zip(self.model.named_parameters(), self.mean.parameters(), strict=True)
+        return {name: (parameter, mean) for (name, parameter), mean in pairs if parameter.requires_grad}
+
 
 def save_state(run: Path, state: State, pipeline: Pipeline, cfg: TrainConfig) -> Path:
-    """Write the checkpoint of a step, all of it or nothing, then drop the oldest ones."""
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
-    for parameter, slots in state.optimizer.state.items():
-        tensors |= {f"{slot}.{names[parameter]}": value for slot, value in slots.items()}
-    facts = {"step": state.step, "losses": state.losses, "seconds": state.seconds, "train": to_json(cfg)}
+    """Write the checkpoint of a step, all of it or nothing, then drop the oldest ones.
+
+    The policy is complete. Of what stays as it was the rest holds no copy.
+    """
+    learned = state.learned()
+    tensors = {f"model.{name}": parameter.detach() for name, (parameter, _) in learned.items()}
+    tensors |= {f"mean.{name}": mean for name, (_, mean) in learned.items()}
+    for name, (parameter, _) in learned.items():
+        slots = state.optimizer.state.get(parameter, {})
+        tensors |= {f"{slot}.{name}": value for slot, value in slots.items()}
+    settings = _settings(state.mean, pipeline, cfg)
+    facts = {"step": state.step, "losses": state.losses, "seconds": state.seconds, "settings": settings}
     folder = checkpoint_at(run, state.step)
     with new_folder(folder) as temporary:
-        write_policy(temporary, state.mean.state_dict(), state.mean.cfg, pipeline)
+        write_policy(temporary, merged_weights(state.mean), state.mean.cfg, pipeline)
         write_tensors(temporary / "train.safetensors", tensors)
         (temporary / "train.json").write_text(json.dumps(facts))
     for path in _checkpoints(run)[: -cfg.keep]:
         shutil.rmtree(path)
     return folder
+
+
+def _settings(model: VLA, pipeline: Pipeline, cfg: TrainConfig) -> dict[str, Any]:
+    """All that decides the next step, besides the data and the weights, as JSON has it."""
+    words = hashlib.sha256(pipeline.tokenizer.json.encode()).hexdigest()
+    settings = {**settings_of(model.cfg, pipeline), "tokenizer": words, "train": to_json(cfg)}
+    return json.loads(json.dumps(settings))
 
 
 def _changes(then: Any, now: Any, where: str) -> dict[str, tuple[Any, Any]]:
@@ -87,23 +107,18 @@ def _changes(then: Any, now: Any, where: str) -> dict[str, tuple[Any, Any]]:
     return {place: pair for part in parts for place, pair in part.items()}
 
 
-def _read_facts(folder: Path, cfg: TrainConfig, mean: VLA, pipeline: Pipeline) -> dict[str, Any]:
+def _read_facts(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     """What train.json says, if the run was begun with these settings and this data."""
     try:
         facts: dict[str, Any] = read_json(folder / "train.json")
-        saved: dict[str, Any] = read_json(folder / "config.json")
-        words = (folder / "tokenizer.json").read_bytes()
-    except (DataError, OSError) as error:
-        raise CheckpointError(f"{error}: the run cannot go on from there, use another --out") from None
-    then = saved | {"train": facts.get("train")}
-    now = settings_of(mean.cfg, pipeline) | {"train": to_json(cfg)}
-    now = json.loads(json.dumps(now))
-    changed = {
+        then = facts["settings"]
+    except (DataError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}/train.json: {error}: the run cannot go on from there, use another --out"
+        ) from None
+    if changed := {
         place: pair for name in now for place, pair in _changes(then.get(name), now[name], name).items()
-    }
-    if words != pipeline.tokenizer.json.encode():
-        changed["tokenizer"] = ("other words", "these")
-    if changed:
+    }:
         raise ConfigError(
             f"{folder} was trained with other settings or data, (then, now): {changed}. "
             "Use the same, or another --out"
@@ -111,31 +126,49 @@ def _read_facts(folder: Path, cfg: TrainConfig, mean: VLA, pipeline: Pipeline) -
     return facts
 
 
+@torch.no_grad()
 def load_state(folder: Path, state: State, pipeline: Pipeline, cfg: TrainConfig) -> None:
     """Put everything in `state` back to where it was when the checkpoint was saved.
+
+    What does not learn must be in the models already.
 
     Raises:
         ConfigError: the run was begun with another schedule, model, pipeline or data.
         CheckpointError: the files are damaged or of another shape.
     """
-    facts = _read_facts(folder, cfg, state.mean, pipeline)
-    source = folder / "train.safetensors"
-    tensors = read_tensors(source)
-    load_weights(state.mean, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
-    weights = {
-        name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
-    }
-    load_weights(state.model, weights, source)
+    facts = _read_facts(folder, _settings(state.mean, pipeline, cfg))
+    tensors = read_tensors(folder / "train.safetensors")
+    learned = state.learned()
+    if unknown := {key.partition(".")[2] for key in tensors} - learned.keys():
+        raise CheckpointError(
+            f"{folder} has learned {len(unknown)} tensors that do not learn now, {sorted(unknown)[:3]}: "
+            "use the same --learn, or another --out"
+        )
     try:
-        for name, parameter in state.model.named_parameters():
+        for name, (parameter, mean) in learned.items():
+            for kind, value in (("model", parameter), ("mean", mean)):
+                value.copy_(_fitting(tensors[f"{kind}.{name}"], value, f"{folder}: {kind}.{name}"))
             if f"step.{name}" in tensors:  # weights that no loss reaches have none
                 slots = {
                     slot: torch.empty_like(parameter).copy_(tensors[f"{slot}.{name}"]) for slot in MOMENTS
                 }
-                state.optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **slots}
+                state.optimizer.state[parameter] = {
+                    "step": tensors[f"step.{name}"].to(parameter.device, copy=True),
+                    **slots,
+                }
         state.step, state.losses = int(facts["step"]), list(facts["losses"])
         state.seconds = float(facts["seconds"])
     except KeyError as error:
         raise CheckpointError(
-            f"{folder} lacks {error}: another version saved it. Use that one, or another --out"
+            f"{folder} lacks {error}: another version saved it, or another part of the model learned. "
+            "Use that, or another --out"
         ) from None
+
+
+def _fitting(value: Tensor, target: Tensor, what: str) -> Tensor:
+    if value.shape != target.shape:
+        raise CheckpointError(
+            f"{what} has shape {tuple(value.shape)}, the model needs {tuple(target.shape)}: "
+            "use the same settings, or another --out"
+        )
+    return value

@@ -1,0 +1,69 @@
+"""Teach a policy that acts already: another robot, another task, more data."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tailorbird.checkpoint.hub import find_model
+from tailorbird.checkpoint.lerobot import OWN_VLM, Asked
+from tailorbird.checkpoint.policy import fingerprint, read_policy
+from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
+from tailorbird.errors import ConfigError
+from tailorbird.model.vla import VLA
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.recipes.config import TuneConfig
+from tailorbird.recipes.fit import learn
+from tailorbird.storage import claim, locked
+from tailorbird.train.learn import choose
+from tailorbird.train.loop import Trained
+
+
+def finetune(cfg: TuneConfig, policy: Path | str, data_path: Path | str, out: Path) -> Trained:
+    """Go on training a policy on a dataset, continuing what `out` already holds.
+
+    Raises:
+        CheckpointError: there is no policy, or it is damaged.
+        DataError: the dataset cannot be used.
+        ConfigError: policy and dataset do not fit, or `out` holds a run with other settings, policy or data.
+    """
+    data = LeRobotDataset(find_dataset(data_path))
+    folder = find_model(policy, inner=(OWN_VLM,))
+    with locked(out):
+        begun = {
+            "policy": fingerprint(folder),
+            "learn": asdict(cfg.learn),
+            "fingerprint": data.fingerprint,
+            "augment": asdict(cfg.augment),
+        }
+        claim(out / "data.json", begun)
+        model, pipeline = load_for(data, folder, cfg)
+        choose(model, cfg.learn, cfg.train.seed)
+        return learn(model, pipeline, data, cfg, out)
+
+
+def load_for(data: LeRobotDataset, folder: Path, cfg: TuneConfig) -> tuple[VLA, Pipeline]:
+    """The policy with the cameras, the rate and, unless it keeps its own, the statistics of the dataset.
+
+    Raises:
+        ConfigError: a camera of the policy is neither there nor declared absent, or the dataset's states or
+            actions have other sizes.
+        MissingStats: there are no statistics of the kind that the policy works with.
+    """
+    widths = {STATE: data.state.shape[1], ACTION: data.action.shape[1]}
+    own = {"policy": None, "dataset": data.stats}
+    asked = Asked(cfg.rename, cfg.without, own.get(cfg.stats, cfg.stats), widths)
+    model, pipeline = read_policy(folder, asked=asked)
+    pipeline = replace(pipeline, hz=data.fps)
+    there = {STATE: pipeline.state.width, ACTION: pipeline.action.width}
+    if there != widths:
+        raise ConfigError(
+            f"the statistics of {folder} are of {there} values, {data.root} has {widths}: "
+            "choose --stats dataset"
+        )
+    if missing := [name for name in pipeline.robot_cameras if name not in data.cameras]:
+        raise ConfigError(
+            f"{data.root} has the cameras {', '.join(data.cameras) or 'none'}, the policy asks for "
+            f"{', '.join(missing)}: say which is which with --rename THEIRS POLICYS, and which there is not "
+            "with --without POLICYS"
+        )
+    pipeline.tokenizer(data.tasks)  # refuses here, not in the middle of training, an instruction too long
+    return model, pipeline
