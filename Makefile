@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test full check bench bench-loss-gap bench-verify bench-solvers results oracle clean
+.PHONY: help install demo test full check bench bench-loss-gap bench-verify bench-solvers bench-finetune results oracle clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -56,6 +56,9 @@ bench-verify: .venv/test  ## distance of runs/demo and of a random SmolVLA from 
 
 bench-solvers: .venv/demo  ## error of each way from noise to actions, for the policy of runs/demo; seconds
 	@$(BIN)/python bench/solvers.py
+
+bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; ten minutes on two cores
+	@$(BIN)/python bench/finetune.py
 
 results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md
 	@$(BIN)/python bench/publish.py
