@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from synthetic import CAMERAS, FPS, LAYOUT, TASKS, files, make_demo, one_camera, write_dataset
 
+from synthetic import CAMERAS, FPS, LAYOUT, TASKS, files, make_demo, one_camera, write_dataset
 from tailorbird.data.lerobot import ACTION, CAMERA, STATE, LeRobotDataset
 from tailorbird.data.stats import QUANTILES, merge
 from tailorbird.data.video import decode
 from tailorbird.data.writer import DatasetWriter, Demonstration
 from tailorbird.errors import DataError
 
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1])  # where synthetic.py is
 
 
 def expect(data: LeRobotDataset, demos: list[Demonstration], scratch: Path) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lerobot_folder import write_folder
 from released import CFG, write_released
 from small_gguf import Gguf
+from synthetic import write_dataset
+from tailorbird.processing.normalize import Normalizer
 from tailorbird.storage import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 MODEL = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
 FEWER = {"50": "2", "2000": "5", "runs/doors/checkpoints/step-002000": "runs/doors/checkpoints/step-000005"}
 SMALLER = {
+    "tune": "--train.threads 1 --train.steps 3 --train.batch 4",
     "record": "--sim.size 48 --workers 1",
     "train": "--train.threads 1 --model.chunk 6",
     "rollout": "--seeds 1 --max-s 0.4 --film-size 64 --sim.size 48 --workers 1",
@@ -33,14 +37,16 @@ def steps() -> list[list[str]]:
 def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
     outputs = {}
     for words in steps():
-        command = [FEWER.get(word, word) for word in words] + shlex.split(SMALLER.get(words[0], ""))
+        kind = "tune" if "--policy" in words else words[0]
+        command = [FEWER.get(word, word) for word in words] + shlex.split(SMALLER.get(kind, ""))
         done = subprocess.run(
             [sys.executable, "-m", "tailorbird", *command], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
-        outputs[words[0]] = done.stdout
+        outputs[kind] = done.stdout
     assert "door-open-v3: 2 episodes" in outputs["record"]
     assert "policy: runs/doors/checkpoints/step-000005" in outputs["train"]
+    assert "policy: runs/longer/checkpoints/step-000003" in outputs["tune"]
     assert "% of 2" in outputs["rollout"]
     assert (tmp_path / "runs/doors/eval/report.html").exists()
     assert "close the door" in outputs["info"]
@@ -83,6 +89,35 @@ def test_the_commands_of_the_readme_about_models_run(tmp_path: Path) -> None:
     assert (tmp_path / "tiles.png").exists()
     assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "models/mine/model.safetensors").exists()
+
+
+def test_what_the_readme_says_about_smolvla_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a tiny policy in lerobot's layout under its name, and a made-up dataset."""
+    (code,) = re.findall(
+        r"```python\n(import numpy as np\nimport tailorbird\n\npolicy = .*?)```", README, re.DOTALL
+    )
+    (found,) = re.findall(r"```\n(tailorbird info me/.*?)```", README, re.DOTALL)
+    state, action = (Normalizer(mean=(0.5,) * num, std=(2.0,) * num) for num in (3, 2))
+    cameras = ("camera1", "camera2", "camera3")
+    (tmp_path / "me").mkdir()
+    write_folder(tmp_path / "me/smolvla-pick", cameras=cameras, state=state, action=action)
+    write_dataset(tmp_path / "data/cubes", range(3))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(7, 2)\n"
+    smaller = {
+        "train": "--train.steps 2 --train.batch 2 --train.threads 1",
+        "verify": "--scenes 2 --min-change 0",
+    }
+    for line in found.strip().splitlines():
+        words = shlex.split(line)[1:]
+        words = [sys.executable, "-m", "tailorbird", *words, *shlex.split(smaller.get(words[0], ""))]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (tmp_path / "runs/verify.png").exists()
+    assert (tmp_path / "runs/cubes/checkpoints/step-000002/policy_preprocessor.json").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)

@@ -26,7 +26,7 @@ from typing import Any
 SCRATCH = tempfile.TemporaryDirectory()
 os.environ |= {"HF_HOME": SCRATCH.name, "HF_HUB_OFFLINE": "1", "SVT_LOG": "1"}
 logging.disable(logging.WARNING)
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import av  # noqa: E402
 import datasets  # noqa: E402, F401 (before the stand-in: it asks whether torchvision is there)
@@ -67,8 +67,8 @@ torchvision.transforms = types.SimpleNamespace(ToTensor=ToTensor)
 sys.modules["torchvision"] = torchvision
 
 from ledataset.datasets.lerobot_dataset import LeRobotDataset as Theirs  # noqa: E402
-from synthetic import make_demo, pictures, write_dataset  # noqa: E402
 
+from synthetic import make_demo, pictures, write_dataset  # noqa: E402
 from tailorbird.data.lerobot import ACTION, CAMERA, STATE  # noqa: E402
 from tailorbird.data.lerobot import LeRobotDataset as Ours  # noqa: E402
 from tailorbird.data.stats import describe, describe_frames, merge  # noqa: E402
