@@ -61,7 +61,7 @@ def verify_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(result, "verify.json"), ""])
 
 
-TABLES = {"demo": demo_table, "loss-gap": loss_gap_table}
+TABLES = {"demo": demo_table, "loss-gap": loss_gap_table, "verify": verify_table}
 
 
 def source(result: dict[str, Any], file: str) -> str:
