@@ -234,7 +234,7 @@ def test_a_file_of_two_float_types_is_read_if_one_is_asked_for(whole: Path) -> N
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
 def test_pickles_are_not_read_and_the_way_out_is_told(whole: Path, name: str) -> None:
     (whole / "model.safetensors").rename(whole / name)
-    refused(whole, rf"{name}, a pickle, which can run any program and is not read.*save_pretrained")
+    refused(whole, rf"{name}, a pickle, which can run any program and is not read.* save it as safetensors")
 
 
 def test_a_folder_without_weights_is_named(whole: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lerobot_folder import ACTION, MODEL, STATE, write_folder
+from lerobot_folder import ACTION, MODEL, STATE, make_pipeline, write_folder
 from released import edit, words, write_released
 from tailorbird.checkpoint.lerobot import Asked, lerobot_sizes
-from tailorbird.checkpoint.policy import fingerprint, read_policy
+from tailorbird.checkpoint.policy import fingerprint, read_policy, write_policy
 from tailorbird.errors import CheckpointError, ConfigError, MissingStats, TailorbirdError
 from tailorbird.infer.policy import load_policy
+from tailorbird.model.vla import VLA
 from tailorbird.processing.image import Letterbox
 from tailorbird.processing.normalize import Identity, Normalizer, RangeNormalizer
+from tailorbird.storage import new_folder
+
+BEFORE = "policy_preprocessor.json"
 
 
 @pytest.fixture
@@ -109,8 +114,18 @@ def test_sizes_and_words_of_the_vlm_come_from_where_config_json_says(folder: Pat
         ({"adapt_to_pi_aloha": True}, "an Aloha has 14 state values, there are statistics of 5"),
         ({"input_features": []}, "input_features is"),
         ({"output_features": {"action": {"shape": [4, 4]}}}, "output_features"),
-        ({"output_features": {"action": {"shape": [6]}}}, "has 6 values .* statistics of 4 and 4"),
+        (
+            {"output_features": {"action": {"shape": [6]}}},
+            "action: 6 values are needed, .*policy has statistics of 4: ",
+        ),
         ({"vlm_model_name": 3}, "vlm_model_name"),
+        ({"chunk_size": 4097}, "chunk_size is 4097 and should be at most 4096"),
+        ({"num_steps": 1001}, "num_steps is 1001 and should be at most 1000"),
+        ({"empty_cameras": 17}, "empty_cameras is 17 and should be at most 16"),
+        ({"n_action_steps": "all"}, "n_action_steps is 'all'"),
+        ({"n_action_steps": 0}, "n_action_steps is 0 and should be at least 1"),
+        ({"normalization_mapping": ["MEAN_STD"]}, "normalization_mapping is"),
+        ({"normalization_mapping": {"STATE": ["MEAN_STD"]}}, "normalization_mapping is"),
     ],
     ids=str,
 )
@@ -121,6 +136,19 @@ def test_a_config_that_cannot_act_the_same_is_refused_with_its_reason(
         (folder / "vlm/config.json").unlink()
     edit(folder / "config.json", **changes)
     assert re.search(words, refusal(folder))
+
+
+def test_a_number_of_steps_that_is_null_is_refused_before_anything_is_saved(folder: Path) -> None:
+    change(folder / "config.json", lambda value: value.update(n_action_steps=None))
+    assert "n_action_steps is None" in refusal(folder)
+
+
+def test_the_folder_around_a_policy_names_the_one_inside(folder: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "checkpoints/020000"
+    outer.mkdir(parents=True)
+    folder.rename(outer / "pretrained_model")
+    (outer / "training_state").mkdir()
+    assert f"{outer}/config.json is missing: name {outer}/pretrained_model" in refusal(outer)
 
 
 def step(number: int, **changes: Any) -> Callable[[dict[str, Any]], object]:
@@ -144,6 +172,8 @@ def step(number: int, **changes: Any) -> Callable[[dict[str, Any]], object]:
         (lambda v: v.update(steps={"a": 1}), "has no step"),
         (lambda v: v.update(steps=[3]), "has a step 3"),
         (lambda v: v["steps"][0]["config"].update(rename_map={"a": 3}), "rename_map"),
+        (lambda v: v["steps"].insert(2, v["steps"].pop(3)), "tokenizer_processor before smolvla_new_line"),
+        (lambda v: v["steps"][3]["config"].pop("tokenizer_name"), "tokenizer_name is None"),
     ],
 )
 def test_a_step_that_would_change_the_numbers_is_refused(
@@ -199,7 +229,7 @@ def test_statistics_of_several_sets_are_offered_and_one_is_taken(folder: Path) -
     )
     assert lerobot_sizes(folder) == MODEL
     assert load_policy(folder, device="cpu", stats="so100").pipeline.state == STATE
-    assert "no set of statistics in the policy" in refusal(folder, MissingStats, Asked(stats="so101"))
+    assert "no set of statistics in" in refusal(folder, MissingStats, Asked(stats="so101"))
 
 
 def test_statistics_can_be_those_of_a_dataset(folder: Path, tmp_path: Path) -> None:
@@ -214,6 +244,18 @@ def test_statistics_can_be_those_of_a_dataset(folder: Path, tmp_path: Path) -> N
         pipeline = load_policy(folder, device="cpu", stats=place).pipeline
         assert pipeline.state == Normalizer(mean=(9.0,) * 5, std=(2.0,) * 5)
         assert pipeline.action == RangeNormalizer(low=(0.0,) * 4, high=(3.0,) * 4)
+
+
+def test_statistics_that_do_not_fit_are_named_by_where_they_are_from(folder: Path) -> None:
+    stats = {
+        "observation.state": {"mean": [9.0] * 6, "std": [2.0] * 6},
+        "action": {"min": [0.0] * 4, "max": [3.0] * 4},
+    }
+    with pytest.raises(CheckpointError, match=r"state: 5 values are needed, my/data has statistics of 6: "):
+        read_policy(folder, asked=Asked(stats=stats, source="my/data"))
+    del stats["observation.state"]
+    with pytest.raises(MissingStats, match=r"for 'observation.state': my/data holds \['action'\]"):
+        read_policy(folder, asked=Asked(stats=stats, source="my/data"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -259,6 +301,71 @@ def test_cameras_that_the_policy_does_not_have_are_refused_with_those_it_has(fol
     )
 
 
+def renamed(folder: Path, **names: str) -> None:
+    names_map = {old.replace("__", "."): new for old, new in names.items()}
+    change(folder / BEFORE, lambda v: v["steps"][0]["config"].update(rename_map=names_map))
+
+
+def test_a_saved_name_that_shows_one_picture_as_two_cameras_is_refused_until_one_is_left_out(
+    folder: Path,
+) -> None:
+    renamed(folder, observation__image="observation.images.top")
+    assert "one picture as two cameras, top and image" in refusal(folder, ConfigError)
+    _, pipeline = read_policy(folder, asked=Asked(without=("image",)))
+    assert pipeline.robot_cameras == ("image",)
+    _, pipeline = read_policy(folder, asked=Asked(rename={"side": "image"}))
+    assert pipeline.robot_cameras == ("image", "side")
+
+
+def test_what_is_left_out_needs_no_name_unless_the_caller_gives_it_one(folder: Path) -> None:
+    renamed(folder, observation__images__a="observation.images.top")
+    _, pipeline = read_policy(folder, asked=Asked(without=("top",)))
+    assert (pipeline.rename, pipeline.robot_cameras) == ({}, ("image",))
+    both = Asked(rename={"b": "top"}, without=("top",))
+    assert "a picture to top, which without= leaves out" in refusal(folder, ConfigError, both)
+
+
+def processor_names(folder: Path) -> tuple[dict[str, str], str]:
+    steps = json.loads((folder / BEFORE).read_text())["steps"]
+    return steps[0]["config"]["rename_map"], steps[3]["config"]["tokenizer_name"]
+
+
+def test_names_that_the_processors_had_are_written_as_they_were(folder: Path, tmp_path: Path) -> None:
+    names = {
+        "observation.pixels": "observation.image",
+        "observation.state": "observation.state",
+        "observation.images.wrist": "observation.images.gripper",
+        "observation.images.a": "observation.images.top",
+    }
+    change(folder / BEFORE, lambda v: v["steps"][0]["config"].update(rename_map=names))
+    change(folder / BEFORE, lambda v: v["steps"][3]["config"].update(tokenizer_name="somebody/words"))
+    pixels, *others, (_, top) = names.items()
+    asked = {
+        "same": (Asked(), names),
+        "other": (Asked(rename={"b": "top"}), dict([pixels, *others, ("observation.images.b", top)])),
+        "fewer": (Asked(without=("image",)), dict([*others, ("observation.images.a", top)])),
+    }
+    for name, (changes, expected) in asked.items():
+        model, pipeline = read_policy(folder, asked=changes)
+        with new_folder(tmp_path / name) as new:
+            write_policy(new, model.state_dict(), model.cfg, pipeline)
+        assert processor_names(tmp_path / name) == (expected, "somebody/words")
+        again = read_policy(tmp_path / name)[1]
+        assert again.robot_cameras == pipeline.robot_cameras
+        kept, written = (json.loads((one / "config.json").read_text()) for one in (folder, tmp_path / name))
+        assert kept.keys() == written.keys()
+
+
+def test_a_solver_that_lerobot_does_not_have_is_not_lost_in_its_layout(tmp_path: Path) -> None:
+    model = VLA(replace(MODEL, solver="heun"))
+    with (
+        pytest.raises(ConfigError, match=r"steps of Euler only, and this policy's solver is heun: .*'euler'"),
+        new_folder(tmp_path / "new") as new,
+    ):
+        write_policy(new, model.state_dict(), model.cfg, make_pipeline())
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_fingerprint_is_that_of_all_files_that_make_the_actions(folder: Path) -> None:
     before = fingerprint(folder)
     keyed(folder, lambda key: f"other.{key}")
@@ -295,17 +402,23 @@ def spots(value: Any) -> list[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("json") and "tok" not in name])
-def test_whatever_stands_in_a_json_file_is_read_or_refused_in_one_line(folder: Path, name: str) -> None:
+def test_whatever_stands_in_a_json_file_is_saved_again_or_refused_in_one_line(
+    folder: Path, name: str, tmp_path: Path
+) -> None:
     path, rng = folder / name, random.Random(0)
     text, refused = path.read_text(), []
-    for _ in range(60):
+    for number in range(60):
         value = json.loads(text)
         holder, key = rng.choice(spots(value))
         holder[key] = rng.choice(HOSTILE)
         path.write_text(json.dumps(value))
         try:
-            read_policy(folder)
+            model, pipeline = read_policy(folder)
         except TailorbirdError as error:
             refused.append(str(error))
+            continue
+        with new_folder(tmp_path / f"again{number}") as new:
+            write_policy(new, model.state_dict(), model.cfg, pipeline)
+        read_policy(tmp_path / f"again{number}")
     assert len(refused) > 20
     assert not any("\n" in reason for reason in refused)

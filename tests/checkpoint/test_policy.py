@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.lerobot import Asked
 from tailorbird.checkpoint.policy import POLICY_FILES, fingerprint, read_policy, write_policy
-from tailorbird.errors import CheckpointError
+from tailorbird.errors import CheckpointError, MissingStats
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -73,6 +74,22 @@ def test_a_policy_comes_back_bit_for_bit_and_acts_the_same(
         return network.sample(network.encode(prepare(frames.unbind(1), torch.ones(1, 5), ["open"])), noise)
 
     assert torch.equal(act(loaded, chain.prepare), act(model, pipeline.prepare))
+
+
+def test_a_saved_name_of_a_camera_that_is_left_out_is_dropped(
+    tmp_path: Path, model: VLA, pipeline: Pipeline
+) -> None:
+    named = replace(pipeline, rename={"a": "wrist", "wrist": "front"})
+    write_policy(tmp_path, model.state_dict(), model.cfg, named)
+    assert read_policy(tmp_path)[1].robot_cameras == ("a", "wrist")
+    less = read_policy(tmp_path, asked=Asked(without=("wrist",)))[1]
+    assert (less.rename, less.robot_cameras) == ({"wrist": "front"}, ("wrist",))
+
+
+def test_statistics_that_are_missing_are_named_by_where_they_should_be(folder: Path) -> None:
+    widths = {"observation.state": 5, "action": 3}
+    with pytest.raises(MissingStats, match=r"for 'observation.state': my/data holds \[\]"):
+        read_policy(folder, asked=Asked(stats={}, widths=widths, source="my/data"))
 
 
 def test_weights_in_the_memory_layout_of_training_are_saved_all_the_same(

@@ -1,5 +1,6 @@
 """Policies of lerobot: described, and asked whether the simulator shows what they look at."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from lerobot_folder import write_folder
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, MissingStats
 from tailorbird.evals.config import RolloutConfig
 from tailorbird.evals.describe import describe
 from tailorbird.evals.rollout import open_policy
@@ -53,3 +54,19 @@ def test_the_cameras_of_the_simulator_must_be_those_of_the_policy(tmp_path: Path
         open_policy(folder, RolloutConfig())
     cfg = RolloutConfig(rename={sim.camera: "top"}, without=("image",))
     assert open_policy(folder, cfg).pipeline.robot_cameras == (sim.camera,)
+
+
+def test_the_simulator_can_say_which_statistics_a_policy_is_to_use(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "it")
+    for path in folder.glob("policy_*.safetensors"):
+        save_file({f"so100.buffer.{key}": value for key, value in load_file(path).items()}, path)
+    cfg = RolloutConfig(rename={SimConfig().camera: "top"}, without=("image",))
+    with pytest.raises(MissingStats, match="so100"):
+        open_policy(folder, cfg)
+    assert open_policy(folder, replace(cfg, stats="so100")).pipeline.state.width == 5
+
+
+def test_a_policy_of_the_hub_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "it")
+    monkeypatch.setattr("tailorbird.evals.describe.find_model", lambda name, inner: {"me/it": folder}[name])
+    assert printed("me/it") == printed(folder)

@@ -14,7 +14,7 @@ from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.evals.config import VerifyConfig
 from tailorbird.evals.scenes import fit_scenes, load_scenes
 from tailorbird.evals.verify import Course, compare, correlation, load_course, save_course, verify
-from tailorbird.evals.verify_report import draw, table
+from tailorbird.evals.verify_report import check_plot, draw, table
 from tailorbird.infer.policy import load_policy
 from tailorbird.progress import console
 
@@ -128,7 +128,7 @@ def test_each_camera_sees_another_scene_and_the_scenes_differ(policy: Path) -> N
 
 @pytest.mark.parametrize("num", [9, 100])
 def test_more_scenes_than_there_are_cannot_be_had(policy: Path, num: int) -> None:
-    with pytest.raises(ConfigError, match="name 2 to 8"):
+    with pytest.raises(ConfigError, match="scenes from 2 to 8"):
         verify(str(policy), replace(QUICK, scenes=num))
 
 
@@ -142,4 +142,9 @@ def test_the_findings_are_shown_and_drawn(policy: Path, tmp_path: Path) -> None:
         draw(replace(found, hz=hz), tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match=r"ends in \.png"):
-        draw(found, tmp_path / "a.svg")
+        check_plot(tmp_path / "a.svg")
+
+
+def test_what_cannot_be_compared_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"--against .*nowhere: no such file"):
+        verify("no/policy", replace(QUICK, against=str(tmp_path / "nowhere")))

@@ -1,5 +1,6 @@
 """A SmolVLA of lerobot, from its folder to actions: prepared, run and written back as lerobot does."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -305,6 +306,33 @@ def test_what_is_saved_here_is_loaded_by_lerobot_and_acts_the_same(
     finally:
         shutil.move(vlm / "away", vlm / "config.json")
     assert torch.equal(act_here(again, [seen], noise), act_here(ours, [seen], noise))
+
+
+def test_names_and_words_that_lie_elsewhere_still_do_when_saved_here(vlm: Path, tmp_path: Path) -> None:
+    policy, stats = build_policy(vlm), make_stats()
+    source, words = save_policy(policy, stats, tmp_path / "theirs"), shutil.copytree(vlm, tmp_path / "words")
+    path = source / "policy_preprocessor.json"
+    chain = json.loads(path.read_text())
+    steps = {step["registry_name"]: step["config"] for step in chain["steps"]}
+    cameras = ["observation.images.camera1", "observation.images.camera2"]
+    steps["rename_observations_processor"]["rename_map"] = {"observation.pixels": cameras[0]}
+    steps["tokenizer_processor"]["tokenizer_name"] = str(words)
+    path.write_text(json.dumps(chain))
+    ours = load_policy(source, device="cpu", rename={"side": "camera2"})
+    assert ours.pipeline.robot_cameras == ("pixels", "side")
+    with new_folder(tmp_path / "ours") as folder:
+        write_policy(folder, ours.model.state_dict(), ours.model.cfg, ours.pipeline)
+    assert str(words) in (tmp_path / "ours/policy_preprocessor.json").read_text()
+    one, other, rest = torch.rand(1, 3, 8, 9), torch.rand(1, 3, 9, 8), {"observation.state": torch.rand(1, 5)}
+    expected = make_processors(policy, stats)[0](
+        {cameras[0]: one, cameras[1]: other, "task": ["sew"], **rest}
+    )
+    found = processors_from(tmp_path / "ours")[0](
+        {"observation.pixels": one, "observation.images.side": other, "task": ["sew"], **rest}
+    )
+    tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    assert {*cameras, "observation.language.tokens"} <= tensors.keys()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

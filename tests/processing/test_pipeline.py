@@ -133,6 +133,21 @@ def test_the_robots_names_of_cameras_and_those_it_lacks(pipeline: Pipeline, seen
         other.read([replace(seen[0], images={"front": seen[0].images["front"]})])
 
 
+@pytest.mark.parametrize(
+    ("rename", "absent", "robot"),
+    [
+        ({"wrist": "front", "front": "wrist"}, (), ("front", "wrist")),
+        ({"wrist": "front"}, ("wrist",), ("wrist",)),
+        ({"wrist": "front", "a": "wrist"}, (), ("a", "wrist")),
+        ({"front": "front"}, (), ("wrist", "front")),
+    ],
+)
+def test_a_name_that_both_have_may_stand_for_another_camera(
+    pipeline: Pipeline, rename: dict[str, str], absent: tuple[str, ...], robot: tuple[str, ...]
+) -> None:
+    assert replace(pipeline, rename=rename, absent=absent).robot_cameras == robot
+
+
 def test_pictures_of_several_sizes_make_one_batch(pipeline: Pipeline, seen: list[Observation]) -> None:
     tall = {name: picture.transpose(1, 0, 2) for name, picture in seen[1].images.items()}
     both = replace(pipeline, image=Letterbox(size=9)).read([seen[0], replace(seen[1], images=tall)])
@@ -152,7 +167,7 @@ def test_pictures_may_be_tensors_and_must_be_bytes(pipeline: Pipeline, seen: lis
 
 def test_a_state_that_moves_where_it_never_did_is_named(pipeline: Pipeline, seen: list[Observation]) -> None:
     still = replace(pipeline, state=Normalizer(mean=(1.0, 2.0, 3.0), std=(1.0, 0.0, 4.0)))
-    with pytest.raises(DataError, match=r"state value 1 is 2\.5, .* always 2: keep it there"):
+    with pytest.raises(DataError, match=r"state value 1 is 2\.5, .* do not vary: always 2, or nearly"):
         still.read([replace(seen[0], state=np.array([0, 2.5, 0], np.float32))])
     inputs = still.read([replace(seen[0], state=np.array([0, 2, 0], np.float32))])
     assert inputs.state[0, 1] == 0
@@ -165,6 +180,11 @@ def test_a_state_that_moves_where_it_never_did_is_named(pipeline: Pipeline, seen
         ({"absent": ("side",)}, "no camera side"),
         ({"absent": ("wrist", "front")}, "needs a picture"),
         ({"rename": {"a": "front", "b": "front"}}, "one camera two pictures"),
+        (
+            {"rename": {"wrist": "front"}},
+            "one picture as two cameras, front and wrist: .* to wrist, or leave it out with without=",
+        ),
+        ({"rename": {"a": "front"}, "absent": ("front",)}, "a picture to front, which without= leaves out"),
         ({"state_dim": 2}, "reads 2 state values, there are statistics of 3"),
         ({"aloha": True}, "an Aloha has 14 state values"),
     ],

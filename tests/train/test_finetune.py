@@ -82,6 +82,18 @@ def test_a_policy_of_ours_has_no_sets_of_statistics_to_choose_from(
         finetune(replace(CFG, stats="so100"), policy, discs, tmp_path / "run")
 
 
+def test_statistics_by_path_are_refused_with_the_words_that_there_are(
+    policy: Path, discs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="is a path: say dataset for those of --data"):
+        finetune(replace(CFG, stats=str(discs)), policy, discs, tmp_path / "run")
+
+
+def test_low_rank_updates_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one layer"):
+        LoraConfig(rank=2, targets=())
+
+
 def test_a_camera_that_the_dataset_lacks_is_named_with_those_that_there_are(
     policy: Path, discs: Path, tmp_path: Path
 ) -> None:
@@ -94,7 +106,11 @@ def test_a_camera_that_the_dataset_lacks_is_named_with_those_that_there_are(
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"has the cameras front, the policy asks for wrist: .*--rename"):
         finetune(CFG, other, discs, tmp_path / "run")
-    trained = finetune(replace(CFG, rename={"front": "wrist"}), other, discs, tmp_path / "second")
+    misspelt = LearnConfig(lora=LoraConfig(rank=2, targets=("nothing",)))
+    with pytest.raises(ConfigError, match="the target 'nothing'"):
+        finetune(replace(CFG, rename={"front": "wrist"}, learn=misspelt), other, discs, tmp_path / "run")
+    # what was refused has not begun: the folder is free for the corrected command
+    trained = finetune(replace(CFG, rename={"front": "wrist"}), other, discs, tmp_path / "run")
     assert read_policy(trained.checkpoint)[1].robot_cameras == ("front",)
 
 

@@ -94,8 +94,7 @@ def find_weights(folder: Path) -> Path:
     if pickles:
         raise CheckpointError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run any program and is not read. "
-            "If you trust it, convert it once with the library that wrote it: "
-            "SmolVLMForConditionalGeneration.from_pretrained(folder).save_pretrained(another)"
+            "If you trust it, load it once with the library that wrote it and save it as safetensors"
         )
     raise CheckpointError(f"{folder} has no weights: {SINGLE} and {INDEX} are missing, {AGAIN}")
 

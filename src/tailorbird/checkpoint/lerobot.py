@@ -26,7 +26,9 @@ from tailorbird.checkpoint.lerobot_steps import (
     Stats,
     choose,
     mode_of,
+    model_name,
     read_around,
+    require_mode,
     scale,
     short,
     stats_inside,
@@ -35,7 +37,7 @@ from tailorbird.checkpoint.lerobot_steps import (
 from tailorbird.checkpoint.released import Fields, consistent, released_config, vlm_config
 from tailorbird.checkpoint.smolvla import vla_rules
 from tailorbird.checkpoint.table import drop, revert
-from tailorbird.errors import CheckpointError, MissingStats, TailorbirdError
+from tailorbird.errors import CheckpointError, ConfigError, MissingStats, TailorbirdError
 from tailorbird.model.config import ExpertConfig, VLAConfig
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import Letterbox
@@ -87,6 +89,8 @@ HARMLESS = {  # they change how a policy is trained, stored or run, and none of 
     *("rtc_config", "compile_model", "compile_mode"),
 }
 NEWER = {"pretrained_revision"}  # harmless, and unknown to lerobot 0.4
+WORDS, NAMES = "tokenizer_name", "rename_map"  # of the processors, kept beside config.json's in a pipeline
+INNER = "pretrained_model"  # lerobot's folder of a step of training has the policy in this one
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,32 @@ class Asked:
 
     stats: statistics, or the name of a set.
     widths: how many values the state and the action have, by key, if the policy is to learn another robot.
+    source: where statistics are from, in words.
     """
 
     rename: Mapping[str, str] | None = None
     without: tuple[str, ...] = ()
     stats: Stats | str | None = None
     widths: Mapping[str, int] | None = None
+    source: str | None = None
 
-    def applied(self, pipeline: Pipeline) -> Pipeline:
-        """Raises ConfigError if the policy has no such camera."""
+    def applied(self, pipeline: Pipeline, saved: Mapping[str, str]) -> Pipeline:
+        """With the names that were `saved`, unless others are asked for the same cameras, or none of these.
+
+        Raises ConfigError if the policy has no such camera, or two would get one picture.
+        """
         mine = dict(self.rename or {})
-        kept = {name: camera for name, camera in pipeline.rename.items() if camera not in mine.values()}
-        absent = dict.fromkeys((*pipeline.absent, *self.without))
-        return replace(pipeline, rename={**kept, **mine}, absent=tuple(absent))
+        absent = tuple(dict.fromkeys((*pipeline.absent, *self.without)))
+        free = {*pipeline.cameras} - {*mine.values(), *absent}
+        kept = {name: camera for name, camera in saved.items() if camera in free}
+        return replace(pipeline, rename={**kept, **mine}, absent=absent)
+
+
+def require_config(folder: Path) -> None:
+    """Raises CheckpointError if the policy is not here, but in lerobot's folder inside."""
+    inner = folder / INNER
+    if not (folder / "config.json").exists() and (inner / "config.json").exists():
+        raise CheckpointError(f"{folder}/config.json is missing: name {inner}, which has one")
 
 
 def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VLA, Pipeline]:
@@ -116,6 +133,7 @@ def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VL
     Raises:
         CheckpointError: a file is missing or damaged, or the policy is not one that acts the same here.
         MissingStats: there are no statistics for the robot's state or its actions.
+        ConfigError: what is asked cannot be done with this policy.
     """
     config, place = read_object(folder / "config.json"), folder / "config.json"
     top = Fields(str(place), "", config)
@@ -131,7 +149,7 @@ def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VL
         raise
     except (TailorbirdError, OSError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is no policy that can be loaded: {error}") from error
-    pipeline = asked.applied(pipeline)  # may be refused, before the weights are read
+    pipeline = asked.applied(pipeline, around.rename)  # may be refused, before the weights are read
     return _fill(cfg, source, stored, inside, device), pipeline
 
 
@@ -158,11 +176,16 @@ def _require_kind(top: Fields) -> None:
             f"{', '.join(unknown)}. Remove them if they mean nothing"
         )
     top.require(NEUTRAL)
+    if top.whole("n_action_steps", 50) < 1:
+        raise top.wrong("n_action_steps", "at least 1")
+    if not all(isinstance(mode, str) for mode in top.inner("normalization_mapping").values.values()):
+        raise top.wrong("normalization_mapping", "kinds of features to names of modes")
+    _vlm_name(top)
 
 
 def _old_around(top: Fields, stats: Stats) -> Around:
     return Around(
-        rename={},
+        names={},
         max_tokens=top.whole("tokenizer_max_length", 48),
         tokenizer_name=_vlm_name(top),
         modes=dict(top.inner("normalization_mapping").values) or MODES,
@@ -173,10 +196,13 @@ def _old_around(top: Fields, stats: Stats) -> Around:
 
 
 def _vlm_name(top: Fields) -> str:
-    name = top.values.get("vlm_model_name", VLM)
-    if not isinstance(name, str) or not name:
-        raise top.wrong("vlm_model_name", "a hub id or a folder")
-    return name
+    return model_name(top, "vlm_model_name", VLM)
+
+
+def _at_most(top: Fields, name: str, default: int, most: int) -> int:
+    if (value := top.whole(name, default)) > most:
+        raise top.wrong(name, f"at most {most}")
+    return value
 
 
 def _read_model(folder: Path, top: Fields, around: Around) -> tuple[VLAConfig, InstructionTokenizer]:
@@ -200,6 +226,7 @@ def _vla_config(top: Fields, released: Mapping[str, Any], place: Path, words: st
     kept = top.whole("num_vlm_layers", 16)
     num_layers = min(kept, vlm.decoder.num_layers) if kept > 0 else vlm.decoder.num_layers
     decoder = replace(vlm.decoder, num_layers=num_layers, rope_theta=ROPE_THETA)
+    empty = _at_most(top, "empty_cameras", 0, 16)
     start: tuple[int, ...] = ()
     if top.truth("add_image_special_tokens", False):
         ids = ChatTokenizer(words).id
@@ -209,13 +236,13 @@ def _vla_config(top: Fields, released: Mapping[str, Any], place: Path, words: st
         expert=_expert_config(top, decoder.width, num_layers),
         state_dim=top.whole("max_state_dim", 32),
         action_dim=top.whole("max_action_dim", 32),
-        chunk=top.whole("chunk_size", 50),
-        num_steps=top.whole("num_steps", 10),
+        chunk=_at_most(top, "chunk_size", 50, 4096),
+        num_steps=_at_most(top, "num_steps", 10, 1000),
         min_period=top.real("min_period", 4e-3),
         max_period=top.real("max_period", 4.0),
         image_start=start,
         image_end=start[:1],
-        empty_images=top.whole("empty_cameras", 0) if start else 0,
+        empty_images=empty if start else 0,
     )
 
 
@@ -249,9 +276,14 @@ def _read_pipeline(top: Fields, around: Around, tokenizer: InstructionTokenizer,
             "sees them as they are (IDENTITY): run it with lerobot"
         )
 
+    theirs = asked.stats is None or isinstance(asked.stats, str)
+    source = str(Path(top.source).parent) if theirs else asked.source or "what stats= names"
+
     def normal(key: str, kind: str, given: Stats) -> Any:
+        mode = around.modes.get(kind)
         width = asked.widths[key] if asked.widths else _width(top, features, key)
-        return scale(around.modes.get(kind), given, key, width, around.eps, top.source)
+        require_mode(mode, key, top.source)
+        return scale(mode, given, key, width, around.eps, source)
 
     keys = [key for key, one in features.items() if isinstance(one, dict) and one.get("type") == "VISUAL"]
     cameras = tuple(short(key) for key in keys if not short(key).startswith(EMPTY))
@@ -270,8 +302,7 @@ def _read_pipeline(top: Fields, around: Around, tokenizer: InstructionTokenizer,
         state_dim=top.whole("max_state_dim", 32),
         action_dim=top.whole("max_action_dim", 32),
         aloha=top.truth("adapt_to_pi_aloha", False),
-        rename={name: camera for name, camera in around.rename.items() if camera in cameras},
-        lerobot=top.values,
+        lerobot={**top.values, WORDS: around.tokenizer_name, NAMES: dict(around.names)},
     )
 
 
@@ -280,8 +311,8 @@ def _chosen(top: Fields, found: Stats, stats: Stats | str | None) -> Stats:
         return found if stats is None else stats
     if not (chosen := choose(found, stats)):
         raise MissingStats(
-            f"{top.source}: stats={stats!r} is no dataset here, and no set of statistics in the policy, "
-            f"which holds {sorted(found)}"
+            f"stats={stats!r} is no dataset here, and no set of statistics in {Path(top.source).parent}, "
+            f"which holds {sorted(found)}: name one of these, or the folder of a LeRobot dataset"
         )
     return chosen
 
@@ -305,21 +336,44 @@ def _fill(cfg: VLAConfig, source: Path, stored: Mapping[str, Stored], inside: li
 
 
 def write_lerobot(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
-    """All files into an existing folder; `storage.new_folder` makes it all or nothing."""
+    """All files into an existing folder; `storage.new_folder` makes it all or nothing.
+
+    Raises ConfigError if lerobot does not have the model's solver.
+    """
     config = lerobot_config(cfg, pipeline)
+    words = (pipeline.lerobot or {}).get(WORDS, config["vlm_model_name"])
+    scales = {STATE: pipeline.state, ACTION: pipeline.action}
     write_json(folder / "config.json", config)
     write_tensors(folder / "model.safetensors", revert(weights, vla_rules(cfg)), {"format": "pt"})
-    write_around(folder, config, pipeline.rename, {STATE: pipeline.state, ACTION: pipeline.action})
+    write_around(folder, config, words, _names(config, pipeline), scales)
     (folder / "tokenizer.json").write_text(pipeline.tokenizer.json, encoding="utf-8")
     (folder / OWN_VLM).parent.mkdir()
     vlm = released_config(cfg.vlm, pad_id=0, end_ids=frozenset({0}), dtype="float32")
     write_json(folder / OWN_VLM, vlm)
 
 
+def _names(config: Mapping[str, Any], pipeline: Pipeline) -> dict[str, str]:
+    """The processor's names as they were, less those of cameras that have others now, and with these."""
+    there = {
+        old: new
+        for old, new in (pipeline.lerobot or {}).get(NAMES, {}).items()
+        if short(new) not in pipeline.cameras or pipeline.rename.get(short(old)) == short(new)
+    }
+    said = {short(old): short(new) for old, new in there.items()}
+    keys = {short(key): key for key in config["input_features"]}
+    asked = pipeline.rename.items() - said.items()
+    return there | {CAMERA + theirs: keys[ours] for theirs, ours in sorted(asked)}
+
+
 def lerobot_config(cfg: VLAConfig, pipeline: Pipeline) -> dict[str, Any]:
     """config.json for a pipeline that has one of its own, as the model and the pipeline now are."""
     assert pipeline.lerobot is not None
-    old = {key: value for key, value in pipeline.lerobot.items() if key not in NEWER}
+    if cfg.solver != "euler":
+        raise ConfigError(
+            f"lerobot has steps of Euler only, and this policy's solver is {cfg.solver}: save it with "
+            "solver='euler', and choose the other one whenever it is loaded"
+        )
+    old = {key: value for key, value in pipeline.lerobot.items() if key not in {*NEWER, WORDS, NAMES}}
     inputs, modes = old.get("input_features") or {}, {**MODES, **(old.get("normalization_mapping") or {})}
     size = pipeline.image.size
     keys = {name: CAMERA + name for name in pipeline.seen_cameras} | {short(key): key for key in inputs}

@@ -36,16 +36,22 @@ Stats = Mapping[str, Mapping[str, Any]]
 class Around:
     """The processors of a policy. modes: how each kind of feature is normalised.
 
+    names: the robot's keys of features to the policy's.
     before, after: statistics for what comes in, and for what goes out.
     """
 
-    rename: Mapping[str, str]
+    names: Mapping[str, str]
     max_tokens: int
     tokenizer_name: str
     modes: Mapping[str, str]
     eps: float
     before: Stats
     after: Stats
+
+    @property
+    def rename(self) -> dict[str, str]:
+        """The same without what keys begin with: the robot's cameras to the policy's, and others."""
+        return {short(key): short(value) for key, value in self.names.items()}
 
 
 def read_around(folder: Path) -> Around | None:
@@ -57,25 +63,32 @@ def read_around(folder: Path) -> Around | None:
     if not (folder / f"{BEFORE}.json").exists() and not (folder / f"{AFTER}.json").exists():
         return None
     before, after = (_read_steps(folder / f"{name}.json") for name in (BEFORE, AFTER))
-    words, normal = before[TOKENIZE], before[NORMALIZE].inner("config")
+    words, normal = before[TOKENIZE].inner("config"), before[NORMALIZE].inner("config")
     modes = dict(normal.inner("norm_map").values)
     if modes.get("ACTION") != after[UNNORMALIZE].inner("config").inner("norm_map").values.get("ACTION"):
         raise after[UNNORMALIZE].inner("config").wrong("norm_map", f"that of {BEFORE}.json: {modes}")
     kept = normal.values.get("normalize_observation_keys")
     if kept is not None and (not isinstance(kept, list) or STATE not in kept):
         modes["STATE"] = "IDENTITY"
-    rename = before[RENAME].inner("config").inner("rename_map").values if RENAME in before else {}
-    if not all(isinstance(value, str) for value in rename.values()):
+    names = before[RENAME].inner("config").inner("rename_map").values if RENAME in before else {}
+    if not all(isinstance(value, str) for value in names.values()):
         raise before[RENAME].inner("config").wrong("rename_map", "names to names")
     return Around(
-        rename={short(key): short(value) for key, value in rename.items()},
-        max_tokens=words.inner("config").whole("max_length", 512),
-        tokenizer_name=str(words.inner("config").values.get("tokenizer_name")),
+        names=names,
+        max_tokens=words.whole("max_length", 512),
+        tokenizer_name=model_name(words, "tokenizer_name"),
         modes=modes,
         eps=normal.real("eps", EPS),
         before=_read_state(folder, before[NORMALIZE]),
         after=_read_state(folder, after[UNNORMALIZE]),
     )
+
+
+def model_name(fields: Fields, name: str, default: str | None = None) -> str:
+    value = fields.values.get(name, default)
+    if not isinstance(value, str) or not value:
+        raise fields.wrong(name, "a hub id or a folder")
+    return value
 
 
 def short(key: str) -> str:
@@ -101,6 +114,12 @@ def _read_steps(path: Path) -> dict[str, Fields]:
         raise CheckpointError(
             f"{path} has no step {', '.join(missing)}: save or fetch the checkpoint again, or run it "
             "with lerobot"
+        )
+    order = list(found)
+    if NEW_LINE in found and order.index(TOKENIZE) < order.index(NEW_LINE):
+        raise CheckpointError(
+            f"{path} has {TOKENIZE} before {NEW_LINE}, which then changes no token: the policy would act "
+            "otherwise than here. Save the checkpoint again, or run it with lerobot"
         )
     return found
 
@@ -149,21 +168,25 @@ def choose(stats: Stats, name: str) -> Stats:
     }
 
 
-def scale(mode: str | None, stats: Stats, key: str, width: int, eps: float, source: str) -> Scale:
-    """How one feature is normalised.
-
-    Raises:
-        MissingStats: there are no statistics for it. lerobot would pass it through as it is.
-        CheckpointError: they are of another size, or there is no such mode.
-        DataError: they are not finite.
-    """
-    if mode in (None, "IDENTITY"):
-        return Identity(width=width)
-    if mode != "MEAN_STD" and mode not in RANGES:
+def require_mode(mode: Any, key: str, source: str) -> None:
+    """Raises CheckpointError if there is no such mode."""
+    if mode not in (None, "IDENTITY", "MEAN_STD", *RANGES):
         raise CheckpointError(
             f"{source}: {key} is normalised by {reprlib.repr(mode)}, and IDENTITY, MEAN_STD, "
             f"{', '.join(RANGES)} are read"
         )
+
+
+def scale(mode: str | None, stats: Stats, key: str, width: int, eps: float, source: str) -> Scale:
+    """How one feature is normalised. `source` has the statistics.
+
+    Raises:
+        MissingStats: there are no statistics for it. lerobot would pass it through as it is.
+        CheckpointError: they are of another size.
+        DataError: they are not finite.
+    """
+    if mode in (None, "IDENTITY"):
+        return Identity(width=width)
     try:
         first, second = take(stats, key, RANGES.get(mode, Normalizer.names), source)
     except MissingStats as error:
@@ -174,10 +197,10 @@ def scale(mode: str | None, stats: Stats, key: str, width: int, eps: float, sour
             f"{error}. Say which belong to your robot with stats=: the folder of a LeRobot dataset, its "
             f"meta/stats.json{offer}"
         ) from None
-    if len(first) != width or len(second) != width:
+    if (sizes := sorted({len(first), len(second)})) != [width]:
         raise CheckpointError(
-            f"{source}: {key} has {width} values in config.json and statistics of {len(first)} and "
-            f"{len(second)}: take those of data with the same robot, with stats="
+            f"{key}: {width} values are needed, {source} has statistics of "
+            f"{' and '.join(map(str, sizes))}: take those of data with the same robot, with stats="
         )
     if mode == "MEAN_STD":
         return Normalizer(mean=first, std=second, eps=eps)
@@ -196,7 +219,11 @@ def mode_of(normal: Scale, known: str | None) -> str:
 
 
 def write_around(
-    folder: Path, config: Mapping[str, Any], rename: Mapping[str, str], scales: Mapping[str, Scale]
+    folder: Path,
+    config: Mapping[str, Any],
+    tokenizer_name: str,
+    rename_map: Mapping[str, str],
+    scales: Mapping[str, Scale],
 ) -> None:
     """Both processor files and their statistics, for a config.json as it is to be written."""
     modes, features = (
@@ -223,13 +250,11 @@ def write_around(
         padding_side="right",
         padding=config.get("pad_language_to", "longest"),
         truncation=True,
-        tokenizer_name=config["vlm_model_name"],
+        tokenizer_name=tokenizer_name,
     )
     normal = _step(NORMALIZE, eps=eps, features=features, norm_map=modes)
     back = _step(UNNORMALIZE, eps=eps, features=dict(config["output_features"]), norm_map=modes)
-    keys = {short(key): key for key in config["input_features"]}
-    names_map = {CAMERA + theirs: keys[ours] for theirs, ours in rename.items() if ours in keys}
-    first_steps = [_step(RENAME, rename_map=names_map), _step("to_batch_processor"), _step(NEW_LINE)]
+    first_steps = [_step(RENAME, rename_map=dict(rename_map)), _step("to_batch_processor"), _step(NEW_LINE)]
     steps = {
         BEFORE: [*first_steps, words, device, normal],
         AFTER: [back, {**device, "config": {"device": "cpu", "float_dtype": None}}],

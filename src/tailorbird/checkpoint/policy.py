@@ -15,7 +15,7 @@ from torch import Tensor
 from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
 from tailorbird.checkpoint.fill import on_meta
 from tailorbird.checkpoint.folder import read_optional
-from tailorbird.checkpoint.lerobot import Asked, read_lerobot, write_lerobot
+from tailorbird.checkpoint.lerobot import OWN_VLM, Asked, read_lerobot, require_config, write_lerobot
 from tailorbird.checkpoint.lerobot_steps import ACTION, STATE, Stats, mode_of, scale
 from tailorbird.checkpoint.settings import from_json, to_json
 from tailorbird.errors import CheckpointError, ConfigError, TailorbirdError
@@ -31,6 +31,7 @@ from tailorbird.storage import read_json
 FORMAT = 1
 T = TypeVar("T")
 UNSAID = {"rename": {}, "absent": [], "state_dim": 0, "action_dim": 0, "aloha": False}  # in older files
+BLOCK = 1 << 20  # bytes of a file in memory at once
 POLICY_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -90,18 +91,21 @@ def fingerprint(folder: Path) -> str:
     """
     names: tuple[str, ...] = POLICY_FILES
     if _is_lerobot(folder):
-        names = tuple(
-            sorted(path.name for kind in ("json", "safetensors") for path in folder.glob(f"*.{kind}"))
-        )
+        found = (path.name for kind in ("json", "safetensors") for path in folder.glob(f"*.{kind}"))
+        inner = [OWN_VLM] if (folder / OWN_VLM).exists() else []
+        names = (*sorted(name for name in found if not name.startswith("train.")), *inner)
     digest = hashlib.sha256()
     for name in names:
         if not (folder / name).exists():
             raise CheckpointError(f"{folder} holds no policy: {name} is missing")
-        digest.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 
 def _is_lerobot(folder: Path) -> bool:
+    require_config(folder)
     try:
         return "type" in read_optional(folder / "config.json")
     except CheckpointError:
@@ -125,8 +129,9 @@ def read_policy(folder: Path, device: str = "cpu", asked: Asked | None = None) -
         raise ConfigError(f"{folder} has statistics of its own: leave out stats=, or train on the other data")
     model, pipeline = _read_native(folder, device)
     if asked.stats is not None:
-        pipeline = _rescaled(pipeline, model.cfg, asked.stats, asked.widths or {}, str(folder))
-    return model, asked.applied(pipeline)
+        source = asked.source or "what stats= names"
+        pipeline = _rescaled(pipeline, model.cfg, asked.stats, asked.widths or {}, source)
+    return model, asked.applied(pipeline, pipeline.rename)
 
 
 def _rescaled(

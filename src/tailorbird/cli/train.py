@@ -80,10 +80,15 @@ def _preset(policy: str, settings: TuneConfig) -> Tune:
     return Tune(data=tyro.MISSING, out=tyro.MISSING, policy=policy, settings=settings)
 
 
+SMOLVLA = tyro.conf.subcommand(
+    "smolvla",
+    default=_preset("lerobot/smolvla_base", smolvla()),
+    description="Teach SmolVLA your robot, as lerobot does: from lerobot/smolvla_base, the VLM frozen.",
+)
 Recipe = (
     Annotated[Tiny, tyro.conf.subcommand("tiny")]
     | Annotated[Tune, tyro.conf.subcommand("tune", default=_preset(tyro.MISSING, tune()))]
-    | Annotated[Tune, tyro.conf.subcommand("smolvla", default=_preset("lerobot/smolvla_base", smolvla()))]
+    | Annotated[Tune, SMOLVLA]
 )
 
 

@@ -33,9 +33,11 @@ class Verify:
         import sys
 
         from tailorbird.evals.verify import save_course, verify
-        from tailorbird.evals.verify_report import draw, table
+        from tailorbird.evals.verify_report import check_plot, draw, table
         from tailorbird.progress import console
 
+        if self.plot is not None:
+            check_plot(self.plot)
         found = verify(self.policy, self.settings)
         if self.save is not None:
             save_course(self.save, found.tested)

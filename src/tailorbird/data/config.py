@@ -47,7 +47,7 @@ class Augment:
     """Random changes of the training pictures, drawn anew for each.
 
     Attributes:
-        shift_px: at most so far in each direction, at the model's size; the rim is filled from the edge.
+        shift_px: at most so far in each direction, in px of the stored frame; the edge fills the rim.
         brightness: at most so much, as a share.
         contrast: at most so much, as a share.
     """

@@ -22,6 +22,7 @@ class RolloutConfig:
             robot waits.
         rename: the simulator's name of its camera to the policy's.
         without: cameras of the policy that the simulator does not show.
+        stats: dataset, or set in a policy of lerobot, to normalise with, if the policy does not say.
         film: record a video of the first seed of each task, with the expert's opinion beside each action.
     """
 
@@ -33,6 +34,7 @@ class RolloutConfig:
     delay_s: float = 0.0
     rename: dict[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    stats: str | None = None
     film: bool = True
     film_size: int = 320
     sim: SimConfig = field(default_factory=SimConfig)
@@ -83,8 +85,10 @@ class VerifyConfig:
     min_change: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.scenes < 2 or self.runs < 2 or self.min_change < 0 or self.seed < 0:
-            raise ConfigError(f"scenes and runs at least 2, min_change and seed not negative: {self}")
+        if not 2 <= self.scenes <= 8 or self.runs < 2 or self.min_change < 0 or self.seed < 0:
+            raise ConfigError(
+                f"scenes from 2 to 8, runs at least 2, min_change and seed not negative: {self}"
+            )
 
     @property
     def limit(self) -> float:

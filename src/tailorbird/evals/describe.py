@@ -12,7 +12,8 @@ from rich.text import Text
 
 from tailorbird.checkpoint.files import INDEX, SINGLE
 from tailorbird.checkpoint.folder import read_object
-from tailorbird.checkpoint.lerobot import VLM, lerobot_sizes
+from tailorbird.checkpoint.hub import find_model
+from tailorbird.checkpoint.lerobot import OWN_VLM, VLM, lerobot_sizes
 from tailorbird.checkpoint.lerobot_steps import mode_of
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.checkpoint.processor import read_processor
@@ -40,6 +41,8 @@ def describe(what: str) -> list[RenderableType]:
         return [_sizes(SIZES)]
     if what in SIZES:
         return [_parts(SIZES[what])]
+    if not folder.exists() and what.count("/") == 1:
+        folder = find_model(what, inner=(OWN_VLM,))
     if (folder / "meta").is_dir():
         return _dataset(LeRobotDataset(find_dataset(folder)))
     if (folder / "chat_template.jinja").exists() or (folder / "preprocessor_config.json").exists():

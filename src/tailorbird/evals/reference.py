@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.lerobot_steps import short
+from tailorbird.checkpoint.folder import read_object
+from tailorbird.checkpoint.lerobot_steps import AFTER, BEFORE, short
 from tailorbird.errors import ConfigError
 from tailorbird.evals.verify import Course, outputs_of
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.wire import Observation
 
+DEVICE = "device_processor"
 INSTALL = "pip install 'lerobot[smolvla]>=0.4.4'"
 
 
@@ -48,7 +50,9 @@ class Reference:
         with outputs_of(self.policy.model.action_out_proj) as velocities:
             inputs = self.before(batch)
             actions = self.policy.predict_action_chunk(inputs, noise=noise.to(self.policy.config.device))
-        return Course(velocities=torch.stack(velocities), actions=self.after(actions), noise=noise)
+        return Course(
+            velocities=torch.stack(velocities), actions=self.after(actions).float().cpu(), noise=noise
+        )
 
 
 def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
@@ -62,15 +66,22 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
         raise ConfigError(
             f"lerobot cannot be imported ({error}): {INSTALL}, or compare --against fp32"
         ) from None
+    if not (folder / f"{BEFORE}.json").exists():
+        raise ConfigError(
+            f"{folder} has its statistics inside the weights, which lerobot no longer reads: load and "
+            "save it here first, or compare --against fp32"
+        )
     config = PreTrainedConfig.from_pretrained(folder)
     config.device, config.compile_model = device, False
     config.load_vlm_weights = False  # the policy's own weights take their place
     policy = SmolVLAPolicy.from_pretrained(folder, config=config).float().eval()
-    on = {"device_processor": {"device": device}}
-    before = PolicyProcessorPipeline.from_pretrained(folder, "policy_preprocessor.json", overrides=on)
+    steps = read_object(folder / f"{BEFORE}.json").get("steps", [])
+    moves = any(step.get("registry_name") == DEVICE for step in steps)  # an override that fits no step fails
+    on = {DEVICE: {"device": device}} if moves else {}
+    before = PolicyProcessorPipeline.from_pretrained(folder, f"{BEFORE}.json", overrides=on)
     after = PolicyProcessorPipeline.from_pretrained(
         folder,
-        "policy_postprocessor.json",
+        f"{AFTER}.json",
         to_transition=policy_action_to_transition,
         to_output=transition_to_policy_action,
     )

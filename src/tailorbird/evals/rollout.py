@@ -70,16 +70,18 @@ def open_policy(path: Path, cfg: RolloutConfig) -> Policy:
         CheckpointError: the policy cannot be loaded.
         ConfigError: it acts at another rate, or wants cameras that the simulator does not show.
     """
-    policy = load_policy(path, device="cpu", rename=cfg.rename, without=cfg.without)
+    policy = load_policy(path, device="cpu", rename=cfg.rename, without=cfg.without, stats=cfg.stats)
     check(policy, cfg)
     return policy
 
 
 @lru_cache(maxsize=1)
-def _policy(path: Path, rename: tuple[tuple[str, str], ...], without: tuple[str, ...]) -> Policy:
+def _policy(
+    path: Path, rename: tuple[tuple[str, str], ...], without: tuple[str, ...], stats: str | None
+) -> Policy:
     """The policy that this worker process holds between its episodes."""
     torch.set_num_threads(1)
-    return load_policy(path, device="cpu", rename=dict(rename), without=without)
+    return load_policy(path, device="cpu", rename=dict(rename), without=without, stats=stats)
 
 
 def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
@@ -91,7 +93,7 @@ def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
 def play(job: Job) -> Episode:
     """One episode. Repeatable: the seed fixes the scene and the policy's noises, and time is simulated."""
     cfg, env = job.cfg, open_simulator(job.task, job.cfg.sim)
-    policy = _policy(job.policy, tuple(cfg.rename.items()), cfg.without)
+    policy = _policy(job.policy, tuple(cfg.rename.items()), cfg.without, cfg.stats)
     env.restart(job.seed)
     policy.reset(job.seed)
     wrong = job.condition == "shuffled"

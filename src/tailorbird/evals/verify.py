@@ -201,6 +201,8 @@ def verify(model: str, cfg: VerifyConfig) -> Verdict:
     Raises:
         ConfigError, DataError: the two cannot be compared.
     """
+    if cfg.against not in ("fp32", "reference"):
+        load_course(Path(cfg.against))  # refused now, not after the model is loaded
     dtype = None if cfg.dtype == "float32" else cfg.dtype
     policy = load_policy(model, device=cfg.device, dtype=dtype, revision=cfg.revision, stats=cfg.stats)
     seen, states_from = fit_scenes(policy.pipeline, cfg.scenes)

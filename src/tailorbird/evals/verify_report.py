@@ -1,6 +1,7 @@
 """What `verify` found, as a table for the terminal and as a picture."""
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -37,10 +38,16 @@ def _number(name: str, value: float) -> str:
     return f"{value:.8f}" if "pcc" in name or name == "batch_invariant" else f"{value:.3g}"
 
 
-def draw(verdict: Verdict, path: Path) -> None:
-    """Actions of both sides in the first scene, and how far the velocities drift apart on the way."""
+def check_plot(path: Path) -> None:
+    """Raises ConfigError if no picture can be drawn under this name."""
     if path.suffix != ".png":
         raise ConfigError(f"--plot {path}: the picture is a PNG, name a file that ends in .png")
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'tailorbird[report]'")
+
+
+def draw(verdict: Verdict, path: Path) -> None:
+    """Actions of both sides in the first scene, and how far the velocities drift apart on the way."""
     import matplotlib.pyplot as plt
 
     from tailorbird.evals.plots import BLUE, GREY, ORANGE, STYLE

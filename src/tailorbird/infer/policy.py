@@ -14,7 +14,7 @@ from tailorbird.checkpoint.hub import find_model
 from tailorbird.checkpoint.lerobot import OWN_VLM, Asked
 from tailorbird.checkpoint.lerobot_steps import Stats
 from tailorbird.checkpoint.policy import read_policy
-from tailorbird.errors import DataError
+from tailorbird.errors import ConfigError, DataError
 from tailorbird.infer.device import find_device, find_dtype
 from tailorbird.model.config import Solver
 from tailorbird.model.vla import VLA
@@ -54,8 +54,13 @@ class Policy:
         Args:
             noise: (B, L, action_dim) to start from, instead of the episode's next.
         Raises:
-            DataError: an observation does not fit the policy, or an action is not finite.
+            DataError: an observation or the noise does not fit the policy, or an action is not finite.
         """
+        cfg = self.model.cfg
+        shape = (len(seen), cfg.chunk, cfg.action_dim)
+        if not seen or (noise is not None and noise.shape != shape):
+            got = "no noise" if noise is None else f"noise of {tuple(noise.shape)}"
+            raise DataError(f"{len(seen)} observations and {got}: at least one is needed, with {shape}")
         began = time.perf_counter()
         inputs = self.pipeline.read(seen).to(self.device)
         read = time.perf_counter()
@@ -124,10 +129,21 @@ def load_policy(
         MissingStats: a policy of lerobot has no statistics for the robot's state or its actions.
         ConfigError: the device is not here, or the policy has no such camera.
     """
+    if unknown := sorted(changes.keys() - Changes.__annotations__.keys()):
+        raise ConfigError(
+            f"load_policy has no {', '.join(unknown)}: it takes device, dtype, revision, "
+            f"{', '.join(Changes.__annotations__)}"
+        )
     where, kind = find_device(device), find_dtype(dtype)
     folder = find_model(path_or_id, revision, inner=(OWN_VLM,))
-    names, stats = tuple(changes.get("without") or ()), changes.get("stats")
-    asked = Asked(changes.get("rename"), names, None if stats is None else _find_stats(stats))
+    without, stats = changes.get("without") or (), changes.get("stats")
+    names = (without,) if isinstance(without, str) else tuple(without)
+    asked = Asked(
+        rename=changes.get("rename"),
+        without=names,
+        stats=None if stats is None else _find_stats(stats),
+        source=str(stats) if stats is not None and Path(stats).exists() else None,
+    )
     model, pipeline = read_policy(folder, where, asked)
     steps = {name: value for name in ("num_steps", "solver") if (value := changes.get(name)) is not None}
     model.cfg = replace(model.cfg, **steps)  # type: ignore[arg-type]

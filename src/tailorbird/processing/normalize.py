@@ -28,7 +28,10 @@ class Scale(Protocol):
         """(..., width) normalised to physical units, fp32."""
 
     def moved(self, x: NDArray[np.float32]) -> tuple[int, float] | None:
-        """The first index of x (width,) whose value never changed in the data, yet is another now; and it."""
+        """The first index of x (width,) that leaves the one value of its statistics; and that value.
+
+        In the data it never changed, or, where the statistics are quantiles, seldom.
+        """
 
 
 def _require(what: Mapping[str, Sequence[float]]) -> None:

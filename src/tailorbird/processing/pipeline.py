@@ -63,6 +63,7 @@ class Pipeline:
             raise ConfigError(f"rename={dict(self.rename)} gives one camera two pictures: {there}")
         if not self.seen_cameras:
             raise ConfigError(f"a policy needs a picture: {there}, and without= names all of them")
+        self._require_one_picture_each(there)
         for what, model, robot in (
             ("state values", self.state_dim, self.state.width),
             ("action values", self.action_dim, self.action.width),
@@ -71,6 +72,20 @@ class Pipeline:
                 raise ConfigError(f"the model reads {model} {what}, there are statistics of {robot}")
             if self.aloha and robot != NUM_JOINTS:
                 raise ConfigError(f"an Aloha has {NUM_JOINTS} {what}, there are statistics of {robot}")
+
+    def _require_one_picture_each(self, there: str) -> None:
+        asked, given = f"rename={dict(self.rename)}", {*self.rename.values()}
+        if both := sorted(given & {*self.absent}):
+            raise ConfigError(
+                f"{asked} gives a picture to {both[0]}, which without= leaves out: {there}. "
+                "Say one of the two"
+            )
+        for robot, ours in self.rename.items():
+            if robot in self.seen_cameras and robot not in given:
+                raise ConfigError(
+                    f"{asked} shows one picture as two cameras, {ours} and {robot}: {there}. "
+                    f"Rename the picture that belongs to {robot}, or leave it out with without="
+                )
 
     @property
     def seen_cameras(self) -> tuple[str, ...]:
@@ -102,8 +117,8 @@ class Pipeline:
         """From live observations to model inputs.
 
         Raises:
-            DataError: a camera is missing; a state has the wrong size, is not finite, or moved where nothing
-                did in the data.
+            DataError: a camera is missing; a state has the wrong size, is not finite, or moved where the
+                statistics do not vary.
         """
         state = torch.from_numpy(np.stack([self._state(one) for one in seen]))
         pixels = torch.stack([self._pictures(one) for one in seen])  # (B, N, 3, size, size)
@@ -142,8 +157,9 @@ class Pipeline:
         if moved := self.state.moved(state.astype(np.float32)):
             index, usual = moved
             raise DataError(
-                f"state value {index} is {state[index]:g}, in the data that the policy learned from it was "
-                f"always {usual:g}: keep it there, or train with data in which it moves"
+                f"state value {index} is {state[index]:g}, and its statistics in the data that the policy "
+                f"learned from do not vary: always {usual:g}, or nearly always. Keep it there, or train with "
+                "data in which it moves"
             )
         return state.astype(np.float32)
 

@@ -12,7 +12,7 @@ from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.recipes.config import TuneConfig
 from tailorbird.recipes.fit import learn
-from tailorbird.storage import claim, locked
+from tailorbird.storage import locked
 from tailorbird.train.learn import choose
 from tailorbird.train.loop import Trained
 
@@ -34,10 +34,9 @@ def finetune(cfg: TuneConfig, policy: Path | str, data_path: Path | str, out: Pa
             "fingerprint": data.fingerprint,
             "augment": asdict(cfg.augment),
         }
-        claim(out / "data.json", begun)
         model, pipeline = load_for(data, folder, cfg)
         choose(model, cfg.learn, cfg.train.seed)
-        return learn(model, pipeline, data, cfg, out)
+        return learn(model, pipeline, data, cfg, out, begun)
 
 
 def load_for(data: LeRobotDataset, folder: Path, cfg: TuneConfig) -> tuple[VLA, Pipeline]:
@@ -50,7 +49,12 @@ def load_for(data: LeRobotDataset, folder: Path, cfg: TuneConfig) -> tuple[VLA, 
     """
     widths = {STATE: data.state.shape[1], ACTION: data.action.shape[1]}
     own = {"policy": None, "dataset": data.stats}
-    asked = Asked(cfg.rename, cfg.without, own.get(cfg.stats, cfg.stats), widths)
+    if cfg.stats not in own and Path(cfg.stats).exists():
+        raise ConfigError(
+            f"--stats {cfg.stats} is a path: say dataset for those of --data, policy, or a set's name"
+        )
+    source = str(data.root) if cfg.stats == "dataset" else None
+    asked = Asked(cfg.rename, cfg.without, own.get(cfg.stats, cfg.stats), widths, source)
     model, pipeline = read_policy(folder, asked=asked)
     pipeline = replace(pipeline, hz=data.fps)
     there = {STATE: pipeline.state.width, ACTION: pipeline.action.width}

@@ -1,7 +1,9 @@
 """Train a VLA on a LeRobot dataset: the parts, put together."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,15 +78,24 @@ def fit(cfg: RunConfig, data_path: Path | str, out: Path) -> Trained:
 
 
 def _fit(cfg: RunConfig, data: LeRobotDataset, out: Path) -> Trained:
-    claim(out / "data.json", {"fingerprint": data.fingerprint, "augment": asdict(cfg.augment)})
-    return learn(new_model(cfg, data), build_pipeline(cfg, data), data, cfg, out)
+    begun = {"fingerprint": data.fingerprint, "augment": asdict(cfg.augment)}
+    return learn(new_model(cfg, data), build_pipeline(cfg, data), data, cfg, out, begun)
 
 
 def learn(
-    model: VLA, pipeline: Pipeline, data: LeRobotDataset, cfg: RunConfig | TuneConfig, out: Path
+    model: VLA,
+    pipeline: Pipeline,
+    data: LeRobotDataset,
+    cfg: RunConfig | TuneConfig,
+    out: Path,
+    begun: Mapping[str, Any],
 ) -> Trained:
-    """Train a model on a dataset that its pipeline suits, continuing what `out` already holds."""
+    """Train a model on a dataset that its pipeline suits, continuing what `out` already holds.
+
+    begun: what must be the same for `out` to be continued. A refused command must not claim the folder.
+    """
     device = find_device(cfg.train.device)
+    claim(out / "data.json", dict(begun))
     frames = load_frames(data, pipeline.image, pipeline.robot_cameras, out / "frames", cores())
     learned, held_out = split_episodes(data, cfg.train.held_out, cfg.train.seed)
     load = LoadConfig(chunk=model.cfg.chunk, batch=cfg.train.batch, seed=cfg.train.seed, augment=cfg.augment)

@@ -79,6 +79,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 0 or not (self.alpha > 0 and 0 <= self.dropout < 1):
             raise ConfigError(f"rank cannot be negative, alpha is positive, dropout in [0, 1): {self}")
+        if self.rank and not self.targets:
+            raise ConfigError("low-rank updates need at least one layer to change: name one in targets")
 
 
 @dataclass(frozen=True, kw_only=True)

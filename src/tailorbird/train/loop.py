@@ -75,7 +75,8 @@ def train(
 
     What learns is what requires a gradient; `learn.choose` says so. It computes where the model is.
 
-    A run that was interrupted and continued is bit for bit the run that was not, on the same machine.
+    A run that was interrupted and continued is bit for bit the run that was not, on the same CPU. On a GPU
+    some sums have no fixed order.
 
     Args:
         evaluate: called with the averaged weights every `eval_every` steps; its numbers are logged.
