@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import write_dataset
 
+from synthetic import write_dataset
 from tailorbird.data.frames import load_frames
 from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.errors import DataError, StorageError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import make_demo, write_dataset
 
 from hub import environment, serving
+from synthetic import make_demo, write_dataset
 
 ID = "someone/toy-arm"
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from synthetic import CAMERAS, FPS, LAYOUT, TASKS, make_demo, pictures, write_dataset
 
+from synthetic import CAMERAS, FPS, LAYOUT, TASKS, make_demo, pictures, write_dataset
 from tailorbird.data.lerobot import ACTION, CAMERA, STATE, LeRobotDataset, find_dataset
 from tailorbird.data.stats import describe
 from tailorbird.errors import DataError, MissingStats

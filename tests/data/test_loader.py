@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from synthetic import write_dataset
 
+from synthetic import write_dataset
 from tailorbird.data.augment import change
 from tailorbird.data.config import Augment, LoadConfig
 from tailorbird.data.frames import load_frames

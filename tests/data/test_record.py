@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import files
 
+from synthetic import files
 from tailorbird.data import record as recording
 from tailorbird.data.config import RecordConfig
 from tailorbird.data.lerobot import LeRobotDataset

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from synthetic import pictures
 
+from synthetic import pictures
 from tailorbird.data.video import Frame, decode, encode, join, measure
 from tailorbird.errors import DataError
 
