@@ -113,8 +113,11 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def restart(self, seed: int) -> None:
         """Put the scene into the state that belongs to the seed, without taking a picture."""
+        import mujoco
+
         self._sim.seed(seed)
         self._full, _ = self._sim.reset()
+        mujoco.mj_forward(self._sim.model, self._sim.data)  # else what is drawn lags behind the reset
         self._steps = 0
 
     def reset(
