@@ -48,8 +48,8 @@ def closure(start: str) -> set[Path]:
     ("start", "files", "lines"),
     [
         ("tailorbird.model.build", 14, 2000),
-        ("tailorbird.infer.policy", 34, 4200),
-        ("tailorbird.cli.train", 62, 7000),
+        ("tailorbird.infer.policy", 35, 4200),
+        ("tailorbird.cli.train", 63, 7000),
         ("tailorbird.cli.chat", 52, 6000),
     ],
 )

@@ -12,8 +12,9 @@ from lerobot_reference import build_policy, save_policy
 from released import write_released
 from tailorbird.errors import CheckpointError, ConfigError, DataError
 from tailorbird.evals.config import VerifyConfig
+from tailorbird.evals.course import Course, compare, correlation, load_course, save_course
 from tailorbird.evals.scenes import fit_scenes, load_scenes
-from tailorbird.evals.verify import Course, compare, correlation, load_course, save_course, verify
+from tailorbird.evals.verify import verify
 from tailorbird.evals.verify_report import check_plot, draw, table
 from tailorbird.infer.policy import load_policy
 from tailorbird.progress import console

@@ -1,4 +1,4 @@
-"""A SmolVLA as lerobot lays it out: what it saved is read, and it reads what is written.
+"""A SmolVLA as lerobot lays it out: what it saved is read; lerobot_write.py is the way back.
 
 Sizes and words of the VLM lie in another model, which config.json names. What is written has both beside the
 rest, in vlm/config.json and tokenizer.json: it needs nothing else, and lerobot looks past them. Fields that
@@ -12,38 +12,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from tailorbird.checkpoint.files import Stored, find_weights, list_tensors, write_tensors
+from tailorbird.checkpoint.files import Stored, find_weights, list_tensors
 from tailorbird.checkpoint.fill import fill, on_meta
 from tailorbird.checkpoint.folder import read_object, read_words
 from tailorbird.checkpoint.hub import find_model
 from tailorbird.checkpoint.lerobot_steps import (
     ACTION,
-    CAMERA,
     STATE,
     Around,
     Stats,
     choose,
-    mode_of,
     model_name,
     read_around,
     require_mode,
     scale,
     short,
     stats_inside,
-    write_around,
 )
-from tailorbird.checkpoint.released import Fields, consistent, released_config, vlm_config
+from tailorbird.checkpoint.released import Fields, consistent, vlm_config
 from tailorbird.checkpoint.smolvla import vla_rules
-from tailorbird.checkpoint.table import drop, revert
-from tailorbird.errors import CheckpointError, ConfigError, MissingStats, TailorbirdError
+from tailorbird.checkpoint.table import drop
+from tailorbird.errors import CheckpointError, MissingStats, TailorbirdError
 from tailorbird.model.config import ExpertConfig, VLAConfig
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import Letterbox
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import ChatTokenizer, InstructionTokenizer
-from tailorbird.storage import write_json
 
 ROPE_THETA = 10_000.0  # SmolVLA's own, whatever its VLM was trained with
 VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -333,72 +328,3 @@ def _fill(cfg: VLAConfig, source: Path, stored: Mapping[str, Stored], inside: li
     rules = [*vla_rules(cfg), *(drop(key, why=why) for key in inside)]
     fill(model, source, stored, rules, device=device, dtype=torch.float32)
     return model
-
-
-def write_lerobot(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
-    """All files into an existing folder; `storage.new_folder` makes it all or nothing.
-
-    Raises ConfigError if lerobot does not have the model's solver.
-    """
-    config = lerobot_config(cfg, pipeline)
-    words = (pipeline.lerobot or {}).get(WORDS, config["vlm_model_name"])
-    scales = {STATE: pipeline.state, ACTION: pipeline.action}
-    write_json(folder / "config.json", config)
-    write_tensors(folder / "model.safetensors", revert(weights, vla_rules(cfg)), {"format": "pt"})
-    write_around(folder, config, words, _names(config, pipeline), scales)
-    (folder / "tokenizer.json").write_text(pipeline.tokenizer.json, encoding="utf-8")
-    (folder / OWN_VLM).parent.mkdir()
-    vlm = released_config(cfg.vlm, pad_id=0, end_ids=frozenset({0}), dtype="float32")
-    write_json(folder / OWN_VLM, vlm)
-
-
-def _names(config: Mapping[str, Any], pipeline: Pipeline) -> dict[str, str]:
-    """The processor's names as they were, less those of cameras that have others now, and with these."""
-    there = {
-        old: new
-        for old, new in (pipeline.lerobot or {}).get(NAMES, {}).items()
-        if short(new) not in pipeline.cameras or pipeline.rename.get(short(old)) == short(new)
-    }
-    said = {short(old): short(new) for old, new in there.items()}
-    keys = {short(key): key for key in config["input_features"]}
-    asked = pipeline.rename.items() - said.items()
-    return there | {CAMERA + theirs: keys[ours] for theirs, ours in sorted(asked)}
-
-
-def lerobot_config(cfg: VLAConfig, pipeline: Pipeline) -> dict[str, Any]:
-    """config.json for a pipeline that has one of its own, as the model and the pipeline now are."""
-    assert pipeline.lerobot is not None
-    if cfg.solver != "euler":
-        raise ConfigError(
-            f"lerobot has steps of Euler only, and this policy's solver is {cfg.solver}: save it with "
-            "solver='euler', and choose the other one whenever it is loaded"
-        )
-    old = {key: value for key, value in pipeline.lerobot.items() if key not in {*NEWER, WORDS, NAMES}}
-    inputs, modes = old.get("input_features") or {}, {**MODES, **(old.get("normalization_mapping") or {})}
-    size = pipeline.image.size
-    keys = {name: CAMERA + name for name in pipeline.seen_cameras} | {short(key): key for key in inputs}
-    unsized = {
-        "type": "VISUAL",
-        "shape": [3, size, size],
-    }  # lerobot never reads the sizes of a SmolVLA's pictures
-    pictures = {keys[name]: inputs.get(keys[name], unsized) for name in pipeline.seen_cameras}
-    return {
-        **old,
-        "input_features": {STATE: {"type": "STATE", "shape": [pipeline.state.width]}, **pictures},
-        "output_features": {ACTION: {"type": "ACTION", "shape": [pipeline.action.width]}},
-        "normalization_mapping": {
-            "VISUAL": "IDENTITY",
-            "STATE": mode_of(pipeline.state, modes["STATE"]),
-            "ACTION": mode_of(pipeline.action, modes["ACTION"]),
-        },
-        "chunk_size": cfg.chunk,
-        "n_action_steps": min(old.get("n_action_steps", 50), cfg.chunk),
-        "max_state_dim": cfg.state_dim,
-        "max_action_dim": cfg.action_dim,
-        "resize_imgs_with_padding": [size, size],
-        "adapt_to_pi_aloha": pipeline.aloha,
-        "tokenizer_max_length": pipeline.tokenizer.max_tokens,
-        "num_steps": cfg.num_steps,
-        "num_vlm_layers": cfg.vlm.decoder.num_layers,
-        "vlm_model_name": old.get("vlm_model_name", VLM),
-    }

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.files import Stored, TensorReader, read_tensors, write_tensors
+from tailorbird.checkpoint.files import Stored, TensorReader, read_tensors
 from tailorbird.checkpoint.folder import read_object
 from tailorbird.checkpoint.released import Fields
 from tailorbird.errors import CheckpointError, MissingStats
 from tailorbird.processing.normalize import EPS, Identity, Normalizer, RangeNormalizer, Scale, take
-from tailorbird.storage import write_json
 
 BEFORE, AFTER = "policy_preprocessor", "policy_postprocessor"
 STATE, ACTION, CAMERA = "observation.state", "action", "observation.images."
@@ -216,56 +215,3 @@ def mode_of(normal: Scale, known: str | None) -> str:
             return known if known in RANGES else "MIN_MAX"
         case _:
             return "IDENTITY"
-
-
-def write_around(
-    folder: Path,
-    config: Mapping[str, Any],
-    tokenizer_name: str,
-    rename_map: Mapping[str, str],
-    scales: Mapping[str, Scale],
-) -> None:
-    """Both processor files and their statistics, for a config.json as it is to be written."""
-    modes, features = (
-        config["normalization_mapping"],
-        {**config["input_features"], **config["output_features"]},
-    )
-    stats: dict[str, Tensor] = {}
-    for key, kind in ((STATE, "STATE"), (ACTION, "ACTION")):
-        match scales[key]:
-            case Normalizer(mean=first, std=second):
-                names = Normalizer.names
-            case RangeNormalizer(low=first, high=second):
-                names = RANGES[modes[kind]]
-            case _:
-                continue
-        for name, values in zip(names, (first, second), strict=True):
-            stats[f"{key}.{name}"] = torch.tensor(values)
-    eps = getattr(scales[STATE], "eps", EPS)
-    device = _step("device_processor", device=config.get("device") or "cpu", float_dtype=None)
-    words = _step(
-        TOKENIZE,
-        max_length=config["tokenizer_max_length"],
-        task_key="task",
-        padding_side="right",
-        padding=config.get("pad_language_to", "longest"),
-        truncation=True,
-        tokenizer_name=tokenizer_name,
-    )
-    normal = _step(NORMALIZE, eps=eps, features=features, norm_map=modes)
-    back = _step(UNNORMALIZE, eps=eps, features=dict(config["output_features"]), norm_map=modes)
-    first_steps = [_step(RENAME, rename_map=dict(rename_map)), _step("to_batch_processor"), _step(NEW_LINE)]
-    steps = {
-        BEFORE: [*first_steps, words, device, normal],
-        AFTER: [back, {**device, "config": {"device": "cpu", "float_dtype": None}}],
-    }
-    for name, chain in steps.items():
-        for number, step in enumerate(chain):
-            if step["registry_name"] in (NORMALIZE, UNNORMALIZE):
-                step["state_file"] = f"{name}_step_{number}_{step['registry_name']}.safetensors"
-                write_tensors(folder / step["state_file"], stats)
-        write_json(folder / f"{name}.json", {"name": name, "steps": chain})
-
-
-def _step(name: str, **config: Any) -> dict[str, Any]:
-    return {"registry_name": name, "config": config}

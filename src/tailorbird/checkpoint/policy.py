@@ -15,8 +15,9 @@ from torch import Tensor
 from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
 from tailorbird.checkpoint.fill import on_meta
 from tailorbird.checkpoint.folder import read_optional
-from tailorbird.checkpoint.lerobot import OWN_VLM, Asked, read_lerobot, require_config, write_lerobot
+from tailorbird.checkpoint.lerobot import OWN_VLM, Asked, read_lerobot, require_config
 from tailorbird.checkpoint.lerobot_steps import ACTION, STATE, Stats, mode_of, scale
+from tailorbird.checkpoint.lerobot_write import write_lerobot
 from tailorbird.checkpoint.settings import from_json, to_json
 from tailorbird.errors import CheckpointError, ConfigError, TailorbirdError
 from tailorbird.model.config import VLAConfig

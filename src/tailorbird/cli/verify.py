@@ -32,7 +32,8 @@ class Verify:
         import json
         import sys
 
-        from tailorbird.evals.verify import save_course, verify
+        from tailorbird.evals.course import save_course
+        from tailorbird.evals.verify import verify
         from tailorbird.evals.verify_report import check_plot, draw, table
         from tailorbird.progress import console
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tailorbird.checkpoint.folder import read_object
 from tailorbird.checkpoint.lerobot_steps import AFTER, BEFORE, short
 from tailorbird.errors import ConfigError
-from tailorbird.evals.verify import Course, outputs_of
+from tailorbird.evals.course import Course, outputs_of
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.wire import Observation
 

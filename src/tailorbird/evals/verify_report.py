@@ -8,7 +8,8 @@ import torch
 from rich.table import Table
 
 from tailorbird.errors import ConfigError
-from tailorbird.evals.verify import Course, Verdict
+from tailorbird.evals.course import Course
+from tailorbird.evals.verify import Verdict
 from tailorbird.storage import new_file
 
 MOST = 8  # action values that are drawn
