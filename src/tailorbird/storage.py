@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tailorbird.errors import ConfigError, DataError, StorageError
 
@@ -121,13 +121,20 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(
-                f"another process is at work in {folder}: wait for it, or choose another folder"
-            ) from None
+        hold(file, f"another process is at work in {folder}: wait for it, or choose another folder")
         yield
+
+
+def hold(file: IO[Any], otherwise: str) -> None:
+    """Keep other processes from holding the same open file; it is free once closed, or once we are killed.
+
+    Raises:
+        StorageError: one holds it already; `otherwise` says so.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(otherwise) from None
 
 
 def claim(path: Path, settings: Any) -> None:

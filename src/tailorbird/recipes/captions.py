@@ -1,6 +1,5 @@
 """Captions for a folder of pictures and videos, one JSON line each, to be stopped and continued at will."""
 
-import fcntl
 import json
 import os
 import time
@@ -8,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from tailorbird.errors import ConfigError, DataError, StorageError
+from tailorbird.errors import ConfigError, DataError
 from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.infer.config import Sampling
 from tailorbird.model.lm import LM
 from tailorbird.progress import console, track
-from tailorbird.storage import explained
+from tailorbird.storage import explained, hold
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"}
@@ -78,7 +77,7 @@ def caption(
     refused: list[str] = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with explained(out), out.open("a", encoding="utf-8") as lines:
-        _claim(lines, out)
+        hold(lines, f"another process captions into {out}: wait for it, or choose another --out")
         done = _read_done(out, dict(asked))
         todo = [file for file in files if file.resolve() not in done]
         with track("captions", len(files), len(files) - len(todo)) as bar:
@@ -105,15 +104,6 @@ def caption(
                 os.fsync(lines.fileno())
                 bar.advance(note=file.name)
     return Captioned(new=len(todo) - len(refused), before=len(files) - len(todo), refused=tuple(refused))
-
-
-def _claim(lines: TextIO, out: Path) -> None:
-    try:
-        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageError(
-            f"another process captions into {out}: wait for it, or choose another --out"
-        ) from None
 
 
 def _read_done(out: Path, asked: dict[str, Any]) -> set[Path]:
