@@ -1,6 +1,7 @@
-"""What many tests share: one tiny dataset, recorded once a session."""
+"""What many tests share: a command line, and one tiny dataset, recorded once a session."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Tests run side by side: threads of several processes that wait for each other spin.
@@ -8,9 +9,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
+from tailorbird.__main__ import main
 from tailorbird.data.config import RecordConfig
 from tailorbird.data.record import record
 from tailorbird.sim.config import SimConfig
+
+Typed = Callable[..., tuple[int | str | None, str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +31,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Run a command line. Returns how it ended, 0 or a message, and what it printed."""
+
+    def run(*words: object) -> tuple[int | str | None, str]:
+        monkeypatch.setattr("sys.argv", ["tailorbird", *map(str, words)])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session")

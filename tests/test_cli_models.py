@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from released import CFG, edit, write_released
 from small_gguf import Gguf
-from tailorbird.__main__ import main
 from tailorbird.data.video import encode
 from tailorbird.infer.chat import Stream
 from tailorbird.model.sizes import SMOLVLM2_256M
@@ -31,21 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "vlm"
     write_released(path)
     return path
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Run a command line. Returns how it ended, 0 or a message, and what it printed."""
-
-    def run(*words: object) -> tuple[int | str | None, str]:
-        monkeypatch.setattr("sys.argv", ["tailorbird", *map(str, words)])
-        try:
-            main()
-        except SystemExit as end:
-            return end.code, capsys.readouterr().out
-        return 0, capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture

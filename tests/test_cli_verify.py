@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tailorbird.__main__ import main
 from tailorbird.checkpoint.policy import write_policy
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
@@ -39,50 +38,42 @@ Typed = Callable[..., tuple[int | str | None, str]]
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
-    def run(*words: object) -> tuple[int | str | None, str]:
-        command = ["tailorbird", "verify", *words, "--scenes", 2, "--runs", 3, "--device", "cpu"]
-        monkeypatch.setattr("sys.argv", [str(word) for word in command])
-        try:
-            main()
-        except SystemExit as end:
-            return end.code, capsys.readouterr().out
-        return 0, capsys.readouterr().out
-
-    return run
+def verify(typed: Typed) -> Typed:
+    """The command, made quick."""
+    return lambda *words: typed("verify", *words, "--scenes", 2, "--runs", 3, "--device", "cpu")
 
 
-def test_machines_read_one_line_and_people_a_table(typed: Typed, policy: Path) -> None:
-    end, printed = typed(policy, "--json", "--min-change", 0)
+def test_machines_read_one_line_and_people_a_table(verify: Typed, policy: Path) -> None:
+    end, printed = verify(policy, "--json", "--min-change", 0)
     row = json.loads(printed)
     assert end == 0
     assert row["model"] == str(policy)
     assert row["dtype"] == "bfloat16"
     assert row["deterministic"]
     assert row["order_sensitive"] is None
-    end, printed = typed(policy, "--min-change", 0)
+    end, printed = verify(policy, "--min-change", 0)
     assert end == 0
     assert "pcc_full" in printed
     assert "one camera" in printed
 
 
-def test_a_limit_that_is_not_kept_ends_with_1(typed: Typed, policy: Path) -> None:
-    end, printed = typed(policy, "--min-change", 1e9)
+def test_a_limit_that_is_not_kept_ends_with_1(verify: Typed, policy: Path) -> None:
+    end, printed = verify(policy, "--min-change", 1e9)
     assert end == 1
     assert "FAIL" in printed
 
 
-def test_what_is_saved_can_be_compared_with_and_drawn(typed: Typed, policy: Path, tmp_path: Path) -> None:
+def test_what_is_saved_can_be_compared_with_and_drawn(verify: Typed, policy: Path, tmp_path: Path) -> None:
     stored, picture = tmp_path / "a.safetensors", tmp_path / "a.png"
     words = (policy, "--dtype", "float32", "--min-change", 0)
-    assert typed(*words, "--save", stored)[0] == 0
+    assert verify(*words, "--save", stored)[0] == 0
     assert load_file(stored)["actions"].shape == (2, 7, 3)
-    end, printed = typed(*words, "--against", stored, "--json", "--plot", picture)
+    end, printed = verify(*words, "--against", stored, "--json", "--plot", picture)
     assert end == 0
     assert json.loads(printed)["max_abs_error"] == 0
     assert picture.exists()
 
 
-def test_a_policy_in_our_own_layout_has_no_reference(typed: Typed, policy: Path) -> None:
-    end, _ = typed(policy, "--against", "reference")
+def test_a_policy_in_our_own_layout_has_no_reference(verify: Typed, policy: Path) -> None:
+    end, _ = verify(policy, "--against", "reference")
     assert "lerobot does not read" in str(end)

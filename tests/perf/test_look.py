@@ -43,7 +43,7 @@ def test_a_look_counts_what_the_model_reads(processor: Processor, photo: Path) -
     )
     assert sum(seen.counts.values()) == len(row.tokens)
     assert seen.counts["image"] == 5 * CFG.tokens_per_image
-    assert (seen.size, seen.plan.rows, seen.plan.cols, len(seen.tiles)) == ((30, 30), 2, 2, 5)
+    assert (seen.size, seen.layout.rows, seen.layout.cols, len(seen.tiles)) == ((30, 30), 2, 2, 5)
     assert all(ms > 0 for ms in seen.cost_ms.values())
 
 

@@ -28,7 +28,7 @@ class Look:
     """One picture on its way into the model."""
 
     size: tuple[int, int]  # height, width in px
-    plan: Layout
+    layout: Layout
     tiles: Tensor  # (num_tiles, 3, tile, tile) in [-1, 1]
     counts: dict[str, int]  # tokens by kind
     prompt: str
@@ -49,7 +49,7 @@ def look(processor: Processor, file: Path, question: str) -> Look:
     fast = clock("cut into tiles, fast", lambda: spec.fast(picture[None])[0])
     return Look(
         size=(picture.shape[0], picture.shape[1]),
-        plan=spec.layout(picture.shape[0], picture.shape[1]),
+        layout=spec.layout(picture.shape[0], picture.shape[1]),
         tiles=fast if processor.fast else exact,
         counts={str(kind): num for kind, num in row.counts.items()},
         prompt=processor.text(messages),
@@ -59,11 +59,11 @@ def look(processor: Processor, file: Path, question: str) -> Look:
 
 def tables(seen: Look, spec: TileSpec) -> list[RenderableType]:
     """Sizes, tokens and times for the terminal, then the prompt with runs of `<image>` counted."""
-    plan = seen.plan
-    cuts = f"{plan.rows} x {plan.cols} tiles and the whole" if plan.rows else "one tile"
+    layout = seen.layout
+    cuts = f"{layout.rows} x {layout.cols} tiles and the whole" if layout.rows else "one tile"
     sizes = Table("picture", "resized", "cut from", "tiles", title="px, height x width")
     sizes.add_row(
-        *(f"{h} x {w}" for h, w in (seen.size, plan.resized, plan.grid)), f"{cuts} of {spec.tile} px"
+        *(f"{h} x {w}" for h, w in (seen.size, layout.resized, layout.grid)), f"{cuts} of {spec.tile} px"
     )
     tokens = Table("tokens", "number", "share")
     total = sum(seen.counts.values())
@@ -91,8 +91,8 @@ def check_sheet(out: Path) -> None:
 
 def draw_sheet(seen: Look, out: Path) -> None:
     """Write a picture of the tiles where they lie, the whole picture beside them, each with its marker."""
-    rows, cols = max(seen.plan.rows, 1), max(seen.plan.cols, 1)
-    columns = cols + (1 if seen.plan.rows else 0)
+    rows, cols = max(seen.layout.rows, 1), max(seen.layout.cols, 1)
+    columns = cols + (1 if seen.layout.rows else 0)
     side = min(SHEET // max(columns, 3), seen.tiles.shape[-1])
     sheet = Image.new("RGB", (columns * (side + GAP) + GAP, rows * (side + LABEL + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
