@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tailorbird.model.config import DecoderConfig
-from tailorbird.model.layers import GatedMLP, RMSNorm, SelfAttention, rotary, rotate
+from tailorbird.model.layers import GatedMLP, RMSNorm, SelfAttention, attend, rotary, rotate
 
 
 def slow_rotate(x: Tensor, positions: list[int], theta: float) -> Tensor:
@@ -121,6 +122,26 @@ def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values(
     torch.testing.assert_close(
         attn(x, rope, None, None, 0), full(x, rope, None, None, 0), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_query_of_sixteen_bits_attends_as_each_head_alone_to_one_rounding(
+    dtype: torch.dtype, masked: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 7, 84, 513):
+        q, k, v = (
+            torch.randn(2, heads, num, 8, generator=generator).to(dtype)
+            for heads, num in ((6, 1), (3, length), (3, length))
+        )
+        mask = torch.rand(2, 1, 1, length, generator=generator) < 0.7
+        mask[..., -1] = True
+        chosen = mask if masked else None
+        whole = F.scaled_dot_product_attention(q, k, v, attn_mask=chosen, enable_gqa=True)
+        found = attend(q, k, v, chosen)
+        assert found.shape == whole.shape == (2, 6, 1, 8)
+        torch.testing.assert_close(found, whole, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
 def test_without_a_mask_nothing_sees_the_future(attn: SelfAttention) -> None:

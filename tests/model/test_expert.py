@@ -7,7 +7,7 @@ from torch import Tensor
 from tailorbird.model.cache import KV, DenseCache
 from tailorbird.model.config import DecoderConfig, ExpertConfig
 from tailorbird.model.decoder import Decoder, DecoderBlock
-from tailorbird.model.expert import CrossBlock, Expert
+from tailorbird.model.expert import CrossBlock, Expert, view_of
 
 B, S, L = 2, 9, 5
 
@@ -24,6 +24,10 @@ def valid() -> Tensor:
 
 def expert_of(cfg: DecoderConfig, **fields: object) -> Expert:
     return Expert(cfg, ExpertConfig(**{"width": 18, "mlp_dim": 30, "num_layers": 4} | fields))  # type: ignore[arg-type]
+
+
+def act(expert: Expert, x: Tensor, layers: list[KV], valid: Tensor) -> Tensor:
+    return expert(x, layers, view_of(expert.cfg, valid, x.shape[1]))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def test_an_expert_made_of_the_decoders_own_blocks_continues_the_decoder(
     x, cache = torch.randn(B, S + L, 22), DenseCache()
     decoder(x[:, :S], cache=cache)
     everything = torch.ones(B, S, dtype=torch.bool)
-    continued = expert(x[:, S:], expert.project(cache.layers), everything)
+    continued = act(expert, x[:, S:], expert.project(cache.layers), everything)
     torch.testing.assert_close(continued, decoder(x)[:, S:], rtol=1e-5, atol=1e-5)
 
 
@@ -68,7 +72,7 @@ def test_actions_are_placed_right_after_the_words_that_exist(decoder_config: Dec
     padded = torch.cat([x[:, :6], torch.randn(1, 3, 22)], dim=1)  # three places of padding
     decoder(padded, cache=cache)
     valid = torch.arange(S)[None] < 6
-    continued = expert(x[:, 6:], expert.project(cache.layers), valid)
+    continued = act(expert, x[:, 6:], expert.project(cache.layers), valid)
     torch.testing.assert_close(continued, decoder(x)[:, 6:], rtol=1e-5, atol=1e-5)
 
 
@@ -81,7 +85,7 @@ def test_an_action_sees_no_later_action(
     changed = x.clone()
     changed[:, 3] += 1
     layers = expert.project(prefix)
-    before, after = expert(x, layers, valid), expert(changed, layers, valid)
+    before, after = act(expert, x, layers, valid), act(expert, changed, layers, valid)
     torch.testing.assert_close(before[:, :3], after[:, :3], rtol=0, atol=1e-6)
     assert ((before - after)[:, 3:].abs().amax(-1) > 1e-4).all()
 
@@ -92,12 +96,12 @@ def test_in_a_cross_layer_an_action_sees_the_prefix_but_no_other_action(
     block = expert_of(decoder_config).blocks[1]
     assert isinstance(block, CrossBlock)
     x, rope = torch.randn(B, L, 18), (torch.ones(1, 1, L, 8), torch.zeros(1, 1, L, 8))
-    mask, read = valid[:, None, None], block.attn.project(prefix[1])
+    mask, read = valid[:, None, None], block.attn.project(prefix[1], torch.float32)
     changed = x.clone()
     changed[:, 2] += 1
     moved = (block(changed, rope, mask, read) - block(x, rope, mask, read)).abs().amax(-1) > 1e-6
     assert moved.tolist() == [[False, False, True, False, False]] * B
-    other = block.attn.project(KV(prefix[1].k, prefix[1].v + 1))
+    other = block.attn.project(KV(prefix[1].k, prefix[1].v + 1), torch.float32)
     assert ((block(x, rope, mask, other) - block(x, rope, mask, read)).abs().amax(-1) > 1e-4).all()
 
 
@@ -126,9 +130,9 @@ def test_an_expert_reads_the_prefix_of_a_decoder_of_another_dtype(
     exact.load_state_dict(expert.state_dict())
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     rounded = [KV(kv.k.to(other), kv.v.to(other)) for kv in prefix]
-    found = expert(x.to(dtype), expert.project(rounded), valid)
+    found = act(expert, x.to(dtype), expert.project(rounded), valid)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), exact(x, exact.project(prefix), valid), rtol=0, atol=0.1)
+    torch.testing.assert_close(found.float(), act(exact, x, exact.project(prefix), valid), rtol=0, atol=0.1)
 
 
 def test_where_all_layers_cross_no_action_sees_another(
@@ -138,7 +142,7 @@ def test_where_all_layers_cross_no_action_sees_another(
     changed = x.clone()
     changed[:, 2] += 1
     layers = expert.project(prefix)
-    moved = (expert(changed, layers, valid) - expert(x, layers, valid)).abs().amax(-1) > 1e-6
+    moved = (act(expert, changed, layers, valid) - act(expert, x, layers, valid)).abs().amax(-1) > 1e-6
     assert moved.tolist() == [[False, False, True, False, False]] * B
 
 
@@ -152,7 +156,7 @@ def test_in_cross_layers_actions_count_from_zero_however_long_the_prefix_is(
         KV(kv.k.repeat(1, 1, 2, 1), kv.v.repeat(1, 1, 2, 1)) for kv in prefix
     ]  # weighs each key the same
     short, long = (
-        expert(x, expert.project(read), torch.ones(B, num, dtype=torch.bool))
+        act(expert, x, expert.project(read), torch.ones(B, num, dtype=torch.bool))
         for read, num in ((prefix, S), (twice, 2 * S))
     )
     torch.testing.assert_close(long, short, rtol=1e-4, atol=1e-5)
@@ -162,12 +166,12 @@ def test_what_is_padding_in_the_prefix_is_never_read(
     decoder_config: DecoderConfig, prefix: list[KV], valid: Tensor
 ) -> None:
     expert, x = expert_of(decoder_config), torch.randn(B, L, 18)
-    before = expert(x, expert.project(prefix), valid)
+    before = act(expert, x, expert.project(prefix), valid)
     for kv in prefix:
         kv.k[1, :, 6:] = 50.0
         kv.v[1, :, 6:] = 50.0
-    torch.testing.assert_close(expert(x, expert.project(prefix), valid), before, rtol=0, atol=1e-6)
-    assert not torch.allclose(expert(x, expert.project(prefix), valid | True), before, atol=1e-2)
+    torch.testing.assert_close(act(expert, x, expert.project(prefix), valid), before, rtol=0, atol=1e-6)
+    assert not torch.allclose(act(expert, x, expert.project(prefix), valid | True), before, atol=1e-2)
 
 
 @pytest.mark.parametrize(("num_layers", "read"), [(4, [0, 1, 2, 3]), (2, [0, 2]), (1, [0])])
@@ -176,10 +180,10 @@ def test_expert_layer_i_reads_decoder_layer_i_times_the_stride(
 ) -> None:
     expert = expert_of(decoder_config, num_layers=num_layers, self_attn_every=4)
     x = torch.randn(B, L, 18)
-    before = expert(x, expert.project(prefix), valid)
+    before = act(expert, x, expert.project(prefix), valid)
     matters = []
     for layer in range(4):
         other = [KV(kv.k, kv.v + (i == layer)) for i, kv in enumerate(prefix)]
-        if not torch.allclose(expert(x, expert.project(other), valid), before, atol=1e-5):
+        if not torch.allclose(act(expert, x, expert.project(other), valid), before, atol=1e-5):
             matters.append(layer)
     assert matters == read

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tailorbird.model.cache import Cache
+from tailorbird.model.cache import Cache, StaticCache
 from tailorbird.model.config import DecoderConfig
 from tailorbird.model.layers import GatedMLP, RMSNorm, SelfAttention, rotary
 
@@ -33,6 +33,15 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(cfg, cfg.width, cfg.mlp_dim) for _ in range(cfg.num_layers))
         self.norm = RMSNorm(cfg.width, cfg.norm_eps)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what goes in and comes out."""
+        return self.norm.weight.dtype
+
+    def new_cache(self, max_length: int) -> StaticCache:
+        """What `forward` remembers an answer in, with room for `max_length` positions."""
+        return StaticCache(max_length)
+
     def forward(
         self,
         x: Tensor,
@@ -50,6 +59,30 @@ class Decoder(nn.Module):
         Returns:
             (B, T, C).
         """
+        rope, mask = self._places(x, positions, mask, cache)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, mask, cache, layer)
+        return self.norm(x)
+
+    def fill(
+        self, x: Tensor, cache: Cache, positions: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Put into a cache what `forward` puts there, without what the last block makes of it."""
+        self.fill_at(x, *self._places(x, positions, mask, cache), cache)
+
+    def fill_at(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache) -> None:
+        """`fill` for rotary angles and a mask that are there already."""
+        *blocks, last = self.blocks
+        for layer, block in enumerate(blocks):
+            x = block(x, rope, mask, cache, layer)
+        assert isinstance(last, DecoderBlock)
+        _, k, v = last.attn.project(last.norm_1(x), rope)
+        cache.append(len(blocks), k, v)
+
+    def _places(
+        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """The rotary angles and the mask, None for causal, of new positions."""
         past, num_new = (cache.length if cache is not None else 0), x.shape[1]
         if positions is None:
             positions = torch.arange(past, past + num_new, device=x.device)[None]  # (1, T)
@@ -57,7 +90,4 @@ class Decoder(nn.Module):
             mask = torch.ones(num_new, past + num_new, dtype=torch.bool, device=x.device).tril(past)[
                 None, None
             ]
-        rope = rotary(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, mask, cache, layer)
-        return self.norm(x)
+        return rotary(positions, self.cfg.head_dim, self.cfg.rope_theta), mask

@@ -23,7 +23,7 @@ class LM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (B, T, C). Returns (B, T, V)."""
-        return F.linear(hidden, self.decoder.embed.weight if self.head is None else self.head.weight)
+        return F.linear(hidden, self.decoder.embed.weight) if self.head is None else self.head(hidden)
 
     def forward(
         self,

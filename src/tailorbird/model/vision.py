@@ -1,5 +1,6 @@
 """Image tower: SigLIP's vision transformer, without its pooling head."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,6 +56,11 @@ class Vision(nn.Module):
         self.positions = nn.Embedding(cfg.grid**2, cfg.width)
         self.blocks = nn.ModuleList(VisionBlock(cfg) for _ in range(cfg.num_layers))
         self.norm = nn.LayerNorm(cfg.width, eps=cfg.norm_eps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what goes in and comes out."""
+        return self.norm.weight.dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: (N, 3, image_size, image_size) in [-1, 1]. Returns (N, P, C), patches row by row."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tailorbird.model.cache import KV, DenseCache
 from tailorbird.model.config import VLAConfig
-from tailorbird.model.expert import CrossBlock, Expert
+from tailorbird.model.expert import CrossBlock, Expert, View, view_of
 from tailorbird.model.flow import integrate
 from tailorbird.model.vlm import VLM
 from tailorbird.types import Inputs
@@ -74,18 +74,20 @@ class VLA(nn.Module):
 
         pixels: (B, N, 3, image_size, image_size). Returns (B, places, C).
         """
-        cfg, pixels = self.cfg, pixels.to(self.vlm.vision.norm.weight.dtype)
+        cfg, pixels = self.cfg, pixels.to(self.vlm.vision.dtype)
         images = self.vlm.encode_images(pixels.flatten(0, 1)) * math.sqrt(cfg.vlm.decoder.width)
-        ids = torch.tensor(cfg.image_start + cfg.image_end, dtype=torch.long, device=pixels.device)
-        around = self.vlm.decoder.embed(ids)  # (start + end, C)
+        marks = [pixels.new_full((1,), i, dtype=torch.long) for i in cfg.image_start + cfg.image_end]
+        if not marks:
+            return images.unflatten(0, pixels.shape[:2]).flatten(1, 2)  # (B, N * tokens, C)
+        around = self.vlm.decoder.embed(torch.cat(marks))  # (start + end, C)
         start, end = (
-            part.expand(len(images), -1, -1)
+            part.expand(images.shape[0], -1, -1)
             for part in around.tensor_split([len(cfg.image_start)])  # (B * N, start or end, C)
         )
         x = torch.cat([start, images, end], dim=1)  # (B * N, start + tokens + end, C)
         x = x.unflatten(0, pixels.shape[:2]).flatten(1, 2)  # (B, N * (start + tokens + end), C)
         empty = around.repeat(cfg.empty_images, 1)  # (empty * (start + end), C)
-        return torch.cat([x, empty.expand(len(x), -1, -1)], dim=1)  # (B, places, C)
+        return torch.cat([x, empty.expand(x.shape[0], -1, -1)], dim=1)  # (B, places, C)
 
     def encode(self, seen: Inputs) -> Prefix:
         """Read observations.
@@ -103,28 +105,49 @@ class VLA(nn.Module):
         mask = valid[:, None, None].repeat(1, 1, valid.shape[1], 1)  # (B, 1, S, S)
         mask[..., :-1, -1] = False
         positions = valid.cumsum(-1) - 1  # (B, S)
+        return Prefix(self.read(parts, positions, mask), valid)
+
+    def read(self, parts: list[Tensor], positions: Tensor, mask: Tensor) -> list[KV]:
+        """Keys and values for the expert of an embedded prefix, (B, S, C), in parts of its places."""
         cache = DenseCache()
         for part in parts:
             new = slice(cache.length, cache.length + part.shape[1])
-            self.vlm.decoder(part, positions[:, new], mask[:, :, new, : new.stop], cache)
-        return Prefix(self.expert.project(cache.layers), valid)
+            self.vlm.decoder.fill(part, cache, positions[:, new], mask[:, :, new, : new.stop])
+        return self.expert.project(cache.layers)
 
-    def velocity(self, x_t: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
-        """Predict dx/dt. x_t: (B, L, A), normalised; t: (B,). Returns (B, L, A).
+    def velocity(self, x_t: Tensor, t: Tensor, prefix: Prefix, view: View | None = None) -> Tensor:
+        """Predict dx/dt.
+
+        Args:
+            x_t: (B, L, A), normalised.
+            t: (B,), in [0, 1].
+            view: the expert's, if it was made already.
+        Returns:
+            (B, L, A).
+        """
+        cfg = self.cfg
+        time = embed_time(t, cfg.expert.width, cfg.min_period, cfg.max_period)  # (B, C)
+        return self.step(x_t, time, prefix.layers, view or self.view(prefix, x_t.shape[1]))
+
+    def view(self, prefix: Prefix, num: int) -> View:
+        return view_of(self.cfg.vlm.decoder, prefix.valid, num)
+
+    def step(self, x_t: Tensor, time: Tensor, layers: list[KV], view: View) -> Tensor:
+        """`velocity` of what does not change on the way. time: (B, C).
 
         What comes before and after the expert is in fp32 in the release.
         """
         actions = self.action_in(x_t.to(self.action_in.weight.dtype))  # (B, L, C)
-        time = embed_time(t, actions.shape[-1], self.cfg.min_period, self.cfg.max_period).to(actions.dtype)
-        x = torch.cat([actions, time[:, None].expand_as(actions)], dim=-1)  # (B, L, 2C)
+        time = time.to(actions.dtype)[:, None].expand_as(actions)
+        x = torch.cat([actions, time], dim=-1)  # (B, L, 2C)
         x = self.time_out(F.silu(self.time_in(x)))  # (B, L, C)
-        x = self.expert(x.to(self.expert.norm.weight.dtype), prefix.layers, prefix.valid)
+        x = self.expert(x.to(self.expert.dtype), layers, view)
         return self.action_out(x.to(self.action_out.weight.dtype))  # (B, L, A)
 
     def sample(self, prefix: Prefix, noise: Tensor) -> Tensor:
         """Turn noise (B, L, A) into a normalised chunk of actions (B, L, A)."""
-        cfg = self.cfg
-        return integrate(lambda x, t: self.velocity(x, t, prefix), noise, cfg.num_steps, cfg.solver)
+        cfg, view = self.cfg, self.view(prefix, noise.shape[1])
+        return integrate(lambda x, t: self.velocity(x, t, prefix, view), noise, cfg.num_steps, cfg.solver)
 
     def forward(self, seen: Inputs, x_t: Tensor, t: Tensor) -> Tensor:
         """Training: the velocity at x_t, (B * R, L, A), for R noises per observation in neighbouring rows."""

@@ -66,8 +66,7 @@ class VLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (B, T, C). Returns (B, T, V)."""
-        weight = self.decoder.embed.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.decoder.embed.weight) if self.head is None else self.head(hidden)
 
     def forward(
         self,
