@@ -156,6 +156,18 @@ def test_pixels_come_in_the_type_that_is_asked_for() -> None:
     torch.testing.assert_close(half.float(), spec.fast(frames), rtol=0, atol=2**-7)
 
 
+def test_pixels_are_written_where_the_caller_says() -> None:
+    frames = torch.randint(256, (2, 20, 30, 3), dtype=torch.uint8)
+    spec = TileSpec(longest_edge=64, tile=32)
+    expected = spec.fast(frames)
+    mine = torch.full_like(expected, torch.nan)
+    assert spec.fast(frames, out=mine) is mine
+    assert torch.equal(mine, expected)
+    for other in (mine[:1], mine.byte(), mine.to("meta")):
+        with pytest.raises(DataError, match="out must be"):
+            spec.fast(frames, out=other)
+
+
 def test_the_whole_picture_comes_last_and_the_cuts_row_by_row() -> None:
     spec = TileSpec(longest_edge=8, tile=4)
     picture = torch.zeros(8, 8, 3, dtype=torch.uint8)

@@ -101,7 +101,7 @@ class Letterbox:
                 f"a frame of {wide} x {high} px is too narrow: nothing of it is left in {self.size} x "
                 f"{self.size} px. Crop it"
             )
-        pixels = frames.reshape(-1, high, wide, 3).movedim(-1, 1).float() / 255  # (N, 3, H, W)
+        pixels = frames.reshape(-1, high, wide, 3).movedim(-1, 1).float().div_(255)  # (N, 3, H, W)
         pixels = F.interpolate(pixels, (height, width), mode="bilinear")  # (N, 3, h, w)
         pixels = F.pad(pixels, (self.size - width, 0, self.size - height, 0))  # (N, 3, size, size)
-        return (pixels * 2 - 1).reshape(*frames.shape[:-3], 3, self.size, self.size)
+        return pixels.mul_(2).sub_(1).reshape(*frames.shape[:-3], 3, self.size, self.size)

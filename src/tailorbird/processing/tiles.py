@@ -87,13 +87,19 @@ class TileSpec:
         tiles = np.stack(parts).transpose(0, 3, 1, 2)  # (num_tiles, 3, tile, tile)
         return torch.from_numpy(LEVELS[tiles])
 
-    def fast(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def fast(
+        self, frames: Tensor, dtype: torch.dtype = torch.float32, *, out: Tensor | None = None
+    ) -> Tensor:
         """Nearly the same pixels by tensor operations, on the device where the frames are.
 
         Args:
             frames: (B, H, W, 3) or (B, 3, H, W) uint8, all of one size.
+            out: the caller's memory for the result, which stays the caller's: on a CPU, new memory of this
+                size costs as much time as the pixels. Its type counts, dtype does not.
         Returns:
-            (B, num_tiles, 3, tile, tile) in [-1, 1].
+            (B, num_tiles, 3, tile, tile) in [-1, 1]: `out`, if there is one.
+        Raises:
+            DataError: frames, or out, are of another form.
         Tier: tolerance, at most 2 of 255 levels from `exact` (tests/processing/test_tiles.py).
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
@@ -103,7 +109,12 @@ class TileSpec:
         frames = frames.movedim(-1, 1) if frames.shape[-1] == 3 else frames  # (B, 3, H, W)
         layout = self.layout(*frames.shape[-2:])
         shape = (len(frames), layout.num_tiles, 3, self.tile, self.tile)
-        tiles = torch.empty(shape, dtype=dtype, device=frames.device)
+        tiles = torch.empty(shape, dtype=dtype, device=frames.device) if out is None else out
+        if tiles.shape != shape or tiles.device != frames.device or not tiles.is_floating_point():
+            raise DataError(
+                f"out must be {shape}, floating point, on {frames.device} for these frames, got "
+                f"{tuple(tiles.shape)} {tiles.dtype} on {tiles.device}: leave it out, or make another"
+            )
         if frames.device.type != "cpu":
             self._fill(tiles, frames, layout)
             return tiles
