@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
+from tailorbird.checkpoint.files import WINDOW, load_weights, read_tensors, write_tensors
 from tailorbird.checkpoint.lerobot import Asked
 from tailorbird.checkpoint.policy import POLICY_FILES, fingerprint, read_policy, write_policy
 from tailorbird.errors import CheckpointError, MissingStats
+from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLMConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -74,6 +75,68 @@ def test_a_policy_comes_back_bit_for_bit_and_acts_the_same(
         return network.sample(network.encode(prepare(frames.unbind(1), torch.ones(1, 5), ["open"])), noise)
 
     assert torch.equal(act(loaded, chain.prepare), act(model, pipeline.prepare))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_narrowed_while_it_is_read_a_policy_is_what_it_is_when_narrowed_afterwards(
+    folder: Path, model: VLA, dtype: torch.dtype
+) -> None:
+    narrowed = read_policy(folder, dtype=dtype)[0].state_dict()
+    for name, value in model.narrow(dtype).state_dict().items():
+        assert narrowed[name].dtype == value.dtype, name
+        assert torch.equal(narrowed[name], value), name
+    assert {value.dtype for value in narrowed.values()} == {dtype, torch.float32}
+
+
+def test_a_policy_saved_in_several_dtypes_keeps_them(tmp_path: Path, model: VLA, pipeline: Pipeline) -> None:
+    write_policy(tmp_path, model.narrow(torch.bfloat16).state_dict(), model.cfg, pipeline)
+    loaded = read_policy(tmp_path)[0].state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    assert {value.dtype for value in loaded.values()} == {torch.bfloat16, torch.float32}
+
+
+def test_a_narrow_policy_is_never_in_memory_as_wide_as_its_file(tmp_path: Path, pipeline: Pipeline) -> None:
+    """Needs Linux."""
+    cfg = replace(
+        TINY_VLA,
+        vlm=VLMConfig(
+            vision=VisionConfig(num_layers=1),
+            decoder=DecoderConfig(num_layers=2, vocab=20_000),
+            image_token_id=1,
+        ),
+        expert=ExpertConfig(num_layers=2),
+    )
+    image = ImageSpec(size=512, crop=(0.0, 0.0, 1.0, 1.0))
+    write_policy(tmp_path, VLA(cfg).state_dict(), cfg, replace(pipeline, image=image))
+    wide = (tmp_path / "model.safetensors").stat().st_size
+    code = """
+import sys
+from pathlib import Path
+import torch
+from tailorbird.checkpoint.policy import read_policy
+from tailorbird.perf.memory import peak_bytes
+before = peak_bytes()
+model, _ = read_policy(Path(sys.argv[1]), dtype=torch.bfloat16)
+print(peak_bytes() - before, sum(value.nbytes for value in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    grown, narrow = map(int, done.stdout.split())
+    assert wide > 150e6
+    assert narrow < 0.55 * wide
+    assert grown < 1.05 * narrow + 3 * WINDOW < 0.8 * wide
+
+
+def test_reading_a_policy_does_not_import_the_compiler(folder: Path) -> None:
+    """It would cost a second and 75 MB, and PyTorch does so where it draws numbers on the meta device."""
+    code = """
+import sys
+from pathlib import Path
+from tailorbird.checkpoint.policy import read_policy
+read_policy(Path(sys.argv[1]))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_saved_name_of_a_camera_that_is_left_out_is_dropped(

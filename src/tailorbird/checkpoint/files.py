@@ -20,6 +20,7 @@ T = TypeVar("T")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WINDOW = 8 << 20  # bytes of a file that are mapped at a time: pages that were read count as ours until then
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INT8 = {"I8": torch.int8}
 AGAIN = "save or fetch the checkpoint again"
 
 
@@ -99,14 +100,16 @@ def find_weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} has no weights: {SINGLE} and {INDEX} are missing, {AGAIN}")
 
 
-def list_tensors(source: Path) -> dict[str, Stored]:
+def list_tensors(source: Path, kinds: Mapping[str, torch.dtype] = FLOATS) -> dict[str, Stored]:
     """All tensors of one safetensors file, or of the shards that an index names.
 
+    kinds: those that may be there.
+
     Raises:
-        CheckpointError: a file is missing, damaged, not where the index says, or holds other than floats.
+        CheckpointError: a file is missing, damaged, not where the index says, or holds other kinds.
     """
     if source.suffix != ".json":
-        return _list_file(source)
+        return _list_file(source, kinds)
     try:
         index: dict[str, str] = read_json(source)["weight_map"].copy()
         names = list(index.values())
@@ -119,7 +122,7 @@ def list_tensors(source: Path) -> dict[str, Stored]:
             )
     found: dict[str, Stored] = {}
     for name in sorted(set(names)):
-        shard = _list_file(source.parent / name)
+        shard = _list_file(source.parent / name, kinds)
         named = {key for key, place in index.items() if place == name}
         absent, extra = sorted(named - shard.keys()), sorted(shard.keys() - named)
         if absent or extra:
@@ -199,19 +202,19 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _list_file(path: Path) -> dict[str, Stored]:
+def _list_file(path: Path, kinds: Mapping[str, torch.dtype]) -> dict[str, Stored]:
     def read() -> dict[str, tuple[list[int], str]]:
         with safe_open(path, framework="pt") as file:
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
             return {key: (part.get_shape(), part.get_dtype()) for key, part in parts.items()}
 
     found = _explained(path, read)
-    if other := sorted(f"{key} ({kind})" for key, (_, kind) in found.items() if kind not in FLOATS):
+    if other := sorted(f"{key} ({kind})" for key, (_, kind) in found.items() if kind not in kinds):
         raise CheckpointError(
-            f"{path} has {len(other)} tensors that are not {', '.join(FLOATS)}, first: {other[0]}. Quantised "
+            f"{path} has {len(other)} tensors that are not {', '.join(kinds)}, first: {other[0]}. Quantised "
             "weights are not read: use the checkpoint that they were made from"
         )
-    return {key: Stored(path, tuple(shape), FLOATS[kind]) for key, (shape, kind) in found.items()}
+    return {key: Stored(path, tuple(shape), kinds[kind]) for key, (shape, kind) in found.items()}
 
 
 def _explained(path: Path, read: Callable[[], T]) -> T:

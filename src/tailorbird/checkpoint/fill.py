@@ -1,11 +1,13 @@
 """Released weights into a model, without a second copy of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tailorbird.checkpoint.files import Stored, TensorReader, require_fit
 from tailorbird.checkpoint.table import Rule, differing, plan
@@ -13,6 +15,24 @@ from tailorbird.errors import CheckpointError, ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 SAVED_WITH = "Use the config.json that was saved with it"
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Weights that come from a file are not drawn first.
+
+    On the meta device, the draw of nn.Embedding would import PyTorch's compiler: 75 MB and a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """What is built inside lies on the meta device: it has shapes, and takes no memory."""
+    with torch.device("meta"), _WithoutDraws():
+        yield
 
 
 def on_meta(build: Callable[[], M], num_layers: int, tensors: Sized, source: Path) -> M:
@@ -30,7 +50,7 @@ def on_meta(build: Callable[[], M], num_layers: int, tensors: Sized, source: Pat
             f"{SAVED_WITH}"
         )
     try:
-        with torch.device("meta"):
+        with without_weights():
             return build()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that do not fit into 64 bits
         reason = str(error).strip().splitlines()[0]
@@ -44,19 +64,20 @@ def fill(
     rules: Iterable[Rule],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Give a model on the meta device the weights that `rules` make of `stored`.
+    """Give a model on the meta device the weights that `rules` make of `stored`, converted as they are read.
 
     Args:
         source: the file or index that the tensors are listed in, for errors.
         stored: all of them that have a rule.
-        dtype: None is that of the file, if it has only one.
+        dtype: of all weights, or of each by its name in the model; None is that of the file, if it has only
+            one.
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape; or a file is damaged.
         ConfigError: the dtype is no float.
     """
-    if dtype is not None and not dtype.is_floating_point:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise ConfigError(f"weights cannot be loaded as {dtype}: name a float, such as torch.bfloat16")
     shapes, reader = {key: one.shape for key, one in stored.items()}, TensorReader(stored)
     try:
@@ -77,7 +98,8 @@ def fill(
         (dtype,) = dtypes
     weights: dict[str, Tensor] = {}
     for name, rule in settled.kept.items():
-        weights[name] = torch.empty(needed[name], dtype=dtype, device=device)
+        kind = dtype[name] if isinstance(dtype, Mapping) else dtype
+        weights[name] = torch.empty(needed[name], dtype=kind, device=device)
         parts = weights[name].split(rule.rows) if rule.rows else [weights[name]]
         for key, part in zip(rule.theirs, parts, strict=True):
             reader.copy(key, part)

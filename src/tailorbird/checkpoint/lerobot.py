@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from tailorbird.checkpoint.files import Stored, find_weights, list_tensors
-from tailorbird.checkpoint.fill import fill, on_meta
+from tailorbird.checkpoint.files import find_weights, list_tensors
 from tailorbird.checkpoint.folder import read_object, read_words
 from tailorbird.checkpoint.hub import find_model
 from tailorbird.checkpoint.lerobot_steps import (
@@ -31,7 +30,7 @@ from tailorbird.checkpoint.lerobot_steps import (
     stats_inside,
 )
 from tailorbird.checkpoint.released import Fields, consistent, vlm_config
-from tailorbird.checkpoint.smolvla import vla_rules
+from tailorbird.checkpoint.smolvla import load_vla, vla_rules
 from tailorbird.checkpoint.table import drop
 from tailorbird.errors import CheckpointError, MissingStats, TailorbirdError
 from tailorbird.model.config import ExpertConfig, VLAConfig
@@ -122,8 +121,10 @@ def require_config(folder: Path) -> None:
         raise CheckpointError(f"{folder}/config.json is missing: name {inner}, which has one")
 
 
-def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VLA, Pipeline]:
-    """The model in fp32, and its pipeline.
+def read_lerobot(
+    folder: Path, asked: Asked, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[VLA, Pipeline]:
+    """The model, narrowed to `dtype` while it is read, or in fp32; and its pipeline.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the policy is not one that acts the same here.
@@ -145,7 +146,9 @@ def read_lerobot(folder: Path, asked: Asked, *, device: str = "cpu") -> tuple[VL
     except (TailorbirdError, OSError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is no policy that can be loaded: {error}") from error
     pipeline = asked.applied(pipeline, around.rename)  # may be refused, before the weights are read
-    return _fill(cfg, source, stored, inside, device), pipeline
+    why = "statistics, which are the pipeline's"
+    rules = [*vla_rules(cfg), *(drop(key, why=why) for key in inside)]
+    return load_vla(cfg, source, stored, rules, device=device, dtype=dtype or torch.float32), pipeline
 
 
 def lerobot_sizes(folder: Path) -> VLAConfig:
@@ -319,12 +322,3 @@ def _width(top: Fields, features: Mapping[str, Any], key: str) -> int:
             "input_features" if key == STATE else "output_features", f"{key!r} of one size, among others"
         )
     return shape[0]
-
-
-def _fill(cfg: VLAConfig, source: Path, stored: Mapping[str, Stored], inside: list[str], device: str) -> VLA:
-    num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
-    model = on_meta(lambda: VLA(cfg), num_layers, stored, source)
-    why = "statistics, which are the pipeline's"
-    rules = [*vla_rules(cfg), *(drop(key, why=why) for key in inside)]
-    fill(model, source, stored, rules, device=device, dtype=torch.float32)
-    return model

@@ -10,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from tailorbird.checkpoint.files import load_weights, read_tensors, write_tensors
-from tailorbird.checkpoint.fill import on_meta
+from tailorbird.checkpoint.files import FLOATS, INT8, list_tensors, write_tensors
 from tailorbird.checkpoint.folder import read_optional
 from tailorbird.checkpoint.lerobot import OWN_VLM, Asked, read_lerobot, require_config
 from tailorbird.checkpoint.lerobot_steps import ACTION, STATE, Stats, mode_of, scale
 from tailorbird.checkpoint.lerobot_write import write_lerobot
 from tailorbird.checkpoint.settings import from_json, to_json
+from tailorbird.checkpoint.smolvla import load_vla
+from tailorbird.checkpoint.table import same
 from tailorbird.errors import CheckpointError, ConfigError, TailorbirdError
 from tailorbird.model.config import VLAConfig
 from tailorbird.model.vla import VLA
@@ -113,8 +115,12 @@ def _is_lerobot(folder: Path) -> bool:
         return False
 
 
-def read_policy(folder: Path, device: str = "cpu", asked: Asked | None = None) -> tuple[VLA, Pipeline]:
+def read_policy(
+    folder: Path, device: str = "cpu", asked: Asked | None = None, dtype: torch.dtype | None = None
+) -> tuple[VLA, Pipeline]:
     """Build the model on the meta device and give it the weights of the folder, of either layout.
+
+    They are narrowed to `dtype` while they are read; None is fp32 for a policy of lerobot, else as stored.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -123,12 +129,12 @@ def read_policy(folder: Path, device: str = "cpu", asked: Asked | None = None) -
     """
     asked = asked or Asked()
     if _is_lerobot(folder):
-        model, pipeline = read_lerobot(folder, asked, device=device)
+        model, pipeline = read_lerobot(folder, asked, device=device, dtype=dtype)
         _require_agreement(folder, model.cfg, pipeline)
         return model, pipeline
     if asked.stats is not None and (asked.widths is None or isinstance(asked.stats, str)):
         raise ConfigError(f"{folder} has statistics of its own: leave out stats=, or train on the other data")
-    model, pipeline = _read_native(folder, device)
+    model, pipeline = _read_native(folder, device, dtype)
     if asked.stats is not None:
         source = asked.source or "what stats= names"
         pipeline = _rescaled(pipeline, model.cfg, asked.stats, asked.widths or {}, source)
@@ -146,7 +152,7 @@ def _rescaled(
     return replace(pipeline, state=state, action=action, state_dim=cfg.state_dim, action_dim=cfg.action_dim)
 
 
-def _read_native(folder: Path, device: str) -> tuple[VLA, Pipeline]:
+def _read_native(folder: Path, device: str, dtype: torch.dtype | None) -> tuple[VLA, Pipeline]:
     try:
         config = read_json(folder / "config.json")
         if config.get("format") != FORMAT:
@@ -184,11 +190,9 @@ def _read_native(folder: Path, device: str) -> tuple[VLA, Pipeline]:
         ) from error
     _require_agreement(folder, cfg, pipeline)
     source = folder / "model.safetensors"
-    weights = read_tensors(source, device)
-    num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
-    model = on_meta(lambda: VLA(cfg), num_layers, weights, source)
-    load_weights(model, weights, source)
-    return model, pipeline
+    stored = list_tensors(source, {**FLOATS, **INT8})
+    rules = [same(name, name) for name in stored]
+    return load_vla(cfg, source, stored, rules, device=device, dtype=dtype), pipeline
 
 
 def _kind_of(scale: Any) -> type[Normalizer] | type[RangeNormalizer] | type[Identity]:

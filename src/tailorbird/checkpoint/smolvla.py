@@ -1,8 +1,46 @@
 """SmolVLA as lerobot saves it: the released names of its tensors."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tailorbird.checkpoint.files import Stored
+from tailorbird.checkpoint.fill import fill, on_meta
 from tailorbird.checkpoint.smolvlm import decoder_block_rules, gated_rules, vlm_rules
 from tailorbird.checkpoint.table import Rule, affine, each, inside, same
+from tailorbird.errors import CheckpointError
 from tailorbird.model.config import VLAConfig
+from tailorbird.model.int8 import shrink
+from tailorbird.model.vla import VLA
+
+
+def load_vla(
+    cfg: VLAConfig,
+    source: Path,
+    stored: Mapping[str, Stored],
+    rules: Sequence[Rule],
+    *,
+    device: str,
+    dtype: torch.dtype | None,
+) -> VLA:
+    """A VLA with the weights of a file, narrowed to `dtype` one by one: memory never holds wider ones too.
+
+    `dtype` None, for rules that change no name, leaves each as it is stored. Errors are those of `fill`.
+    """
+    num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
+    model = on_meta(lambda: VLA(cfg), num_layers, stored, source)
+    narrow = (name for name, one in stored.items() if one.dtype == torch.int8)
+    try:
+        shrink(model, [name.removesuffix(".weight") for name in narrow])
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(f"{source} has int8 weights where the model has no layer: {error}") from error
+    if dtype is None:
+        kinds = {name: one.dtype for name, one in stored.items()}
+    else:
+        kinds = {name: value.dtype for name, value in model.narrow(dtype).state_dict().items()}
+    fill(model, source, stored, rules, device=device, dtype=kinds)
+    return model
 
 
 def vla_rules(cfg: VLAConfig) -> list[Rule]:

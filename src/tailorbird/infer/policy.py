@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ from tailorbird.checkpoint.lerobot import OWN_VLM, Asked
 from tailorbird.checkpoint.lerobot_steps import Stats
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import ConfigError, DataError
+from tailorbird.infer.config import PolicyEngine
 from tailorbird.infer.device import find_device, find_dtype
+from tailorbird.infer.graphs import ReplayedVLA
+from tailorbird.infer.openvino import require_cpu
+from tailorbird.infer.vla_openvino import CompiledVLA, find_precision
 from tailorbird.model.config import Solver
 from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
@@ -36,7 +40,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.action_out.weight.device
+        return self.model.state_in.weight.device
 
     def reset(self, seed: int = 0) -> None:
         """Begin an episode."""
@@ -113,6 +117,7 @@ def load_policy(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    engine: PolicyEngine = "torch",
     revision: str | None = None,
     **changes: Unpack[Changes],
 ) -> Policy:
@@ -121,7 +126,10 @@ def load_policy(
     Args:
         path_or_id: folder, or id on the hub.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
-        dtype: of what the release has in bfloat16; None is float32, in which it acts as in lerobot.
+        dtype: of what the release has in bfloat16; None is float32, in which it acts as in lerobot, or int8
+            for what `tailorbird quantise` made.
+        engine: "torch" is exact, and so is "graphs", which records CUDA graphs. "openvino" compiles for the
+            CPU, in float32, bfloat16 or int8, to the tolerance that tests/infer/test_vla_openvino.py states.
         revision: branch, tag or commit on the hub.
         changes: see `Changes`.
     Raises:
@@ -131,10 +139,14 @@ def load_policy(
     """
     if unknown := sorted(changes.keys() - Changes.__annotations__.keys()):
         raise ConfigError(
-            f"load_policy has no {', '.join(unknown)}: it takes device, dtype, revision, "
+            f"load_policy has no {', '.join(unknown)}: it takes device, dtype, engine, revision, "
             f"{', '.join(Changes.__annotations__)}"
         )
-    where, kind = find_device(device), find_dtype(dtype)
+    if engine not in get_args(PolicyEngine):
+        raise ConfigError(f"there is no engine {engine!r}: name {', '.join(get_args(PolicyEngine))}")
+    compiled = engine == "openvino"
+    where = require_cpu(device) if compiled else find_device(device)
+    kind = None if compiled else find_dtype(dtype)
     folder = find_model(path_or_id, revision, inner=(OWN_VLM,))
     without, stats = changes.get("without") or (), changes.get("stats")
     names = (without,) if isinstance(without, str) else tuple(without)
@@ -144,10 +156,14 @@ def load_policy(
         stats=None if stats is None else _find_stats(stats),
         source=str(stats) if stats is not None and Path(stats).exists() else None,
     )
-    model, pipeline = read_policy(folder, where, asked)
+    model, pipeline = read_policy(folder, where, asked, kind)
     steps = {name: value for name in ("num_steps", "solver") if (value := changes.get(name)) is not None}
     model.cfg = replace(model.cfg, **steps)  # type: ignore[arg-type]
-    return Policy(model.narrow(kind) if kind is not None else model, pipeline)
+    if compiled:
+        model = CompiledVLA(model, find_precision(dtype, model))
+    elif engine == "graphs":
+        model = ReplayedVLA(model)
+    return Policy(model, pipeline)
 
 
 def _find_stats(stats: str | Path) -> Stats | str:
