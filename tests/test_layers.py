@@ -31,7 +31,7 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "checkpoint": {"torch", "safetensors"},
     "data": {"torch", "pyarrow", "av", "PIL"},
     "train": {"torch", "safetensors"},
-    "infer": {"torch"},
+    "infer": {"torch", "numpy", "openvino", "onnxruntime", "onnxscript"},
     "evals": {"torch", "rich", "av", "PIL", "matplotlib", "jinja2"},
     "perf": {"torch", "rich", "av", "PIL"},
     "recipes": set(),

@@ -10,10 +10,12 @@ from tailorbird.cli.chat import Chat
 from tailorbird.cli.demo import Demo
 from tailorbird.cli.describe import Describe
 from tailorbird.cli.doctor import Doctor
+from tailorbird.cli.export import Export
 from tailorbird.cli.info import Info
 from tailorbird.cli.init import Init
 from tailorbird.cli.inspect import Inspect
 from tailorbird.cli.profile import Profile
+from tailorbird.cli.quantise import Quantise
 from tailorbird.cli.record import Record
 from tailorbird.cli.report import Report
 from tailorbird.cli.rollout import Rollout
@@ -29,6 +31,8 @@ Command = (
     | Annotated[Rollout, tyro.conf.subcommand("rollout")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Quantise, tyro.conf.subcommand("quantise")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Describe, tyro.conf.subcommand("describe")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tailorbird.errors import ConfigError
+from tailorbird.infer.config import PolicyEngine
 from tailorbird.sim.config import HORIZON, SIM_HZ, SimConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
 
 Condition = Literal["normal", "shuffled", "black"]
+PolicyDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class RolloutConfig:
         rename: the simulator's name of its camera to the policy's.
         without: cameras of the policy that the simulator does not show.
         stats: dataset, or set in a policy of lerobot, to normalise with, if the policy does not say.
+        engine: torch is exact, openvino faster; what is quantised acts in int8 there.
+        dtype: of the weights; None is float32, or int8 for what is quantised.
         film: record a video of the first seed of each task, with the expert's opinion beside each action.
     """
 
@@ -35,6 +39,8 @@ class RolloutConfig:
     rename: dict[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     stats: str | None = None
+    engine: PolicyEngine = "torch"
+    dtype: PolicyDtype | None = None
     film: bool = True
     film_size: int = 320
     sim: SimConfig = field(default_factory=SimConfig)
@@ -51,7 +57,7 @@ class RolloutConfig:
             )
 
 
-PCC = {"float32": 0.999999, "bfloat16": 0.999, "float16": 0.999}
+PCC = {"float32": 0.999999, "bfloat16": 0.999, "float16": 0.999, "int8": 0.99}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ class VerifyConfig:
         against: fp32, the same policy in full precision; reference, lerobot, which must be installed; or a
             file that --save wrote, on another machine or by another version.
         dtype: the precision under test.
+        engine: the engine under test; fp32 and lerobot are always torch.
         device: auto, cpu, cuda, cuda:1, ...
         revision: branch, tag or commit on the hub.
         stats: dataset, or set in the policy, to normalise with, if the policy does not say.
@@ -74,7 +81,8 @@ class VerifyConfig:
     """
 
     against: str = "fp32"
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: PolicyDtype = "bfloat16"
+    engine: PolicyEngine = "torch"
     device: str = "auto"
     revision: str | None = None
     stats: str | None = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -70,18 +69,30 @@ def open_policy(path: Path, cfg: RolloutConfig) -> Policy:
         CheckpointError: the policy cannot be loaded.
         ConfigError: it acts at another rate, or wants cameras that the simulator does not show.
     """
-    policy = load_policy(path, device="cpu", rename=cfg.rename, without=cfg.without, stats=cfg.stats)
+    policy = load_policy(
+        path,
+        device="cpu",
+        dtype=cfg.dtype,
+        engine=cfg.engine,
+        rename=cfg.rename,
+        without=cfg.without,
+        stats=cfg.stats,
+    )
     check(policy, cfg)
     return policy
 
 
-@lru_cache(maxsize=1)
-def _policy(
-    path: Path, rename: tuple[tuple[str, str], ...], without: tuple[str, ...], stats: str | None
-) -> Policy:
+_held: dict[str, Policy] = {}
+
+
+def _policy(path: Path, cfg: RolloutConfig) -> Policy:
     """The policy that this worker process holds between its episodes."""
-    torch.set_num_threads(1)
-    return load_policy(path, device="cpu", rename=dict(rename), without=without, stats=stats)
+    key = repr((path, cfg))
+    if key not in _held:
+        torch.set_num_threads(1)
+        _held.clear()
+        _held[key] = open_policy(path, cfg)
+    return _held[key]
 
 
 def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
@@ -93,7 +104,7 @@ def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
 def play(job: Job) -> Episode:
     """One episode. Repeatable: the seed fixes the scene and the policy's noises, and time is simulated."""
     cfg, env = job.cfg, open_simulator(job.task, job.cfg.sim)
-    policy = _policy(job.policy, tuple(cfg.rename.items()), cfg.without, cfg.stats)
+    policy = _policy(job.policy, cfg)
     env.restart(job.seed)
     policy.reset(job.seed)
     wrong = job.condition == "shuffled"

@@ -130,7 +130,9 @@ def verify(model: str, cfg: VerifyConfig) -> Verdict:
     if cfg.against not in ("fp32", "reference"):
         load_course(Path(cfg.against))  # refused now, not after the model is loaded
     dtype = None if cfg.dtype == "float32" else cfg.dtype
-    policy = load_policy(model, device=cfg.device, dtype=dtype, revision=cfg.revision, stats=cfg.stats)
+    policy = load_policy(
+        model, device=cfg.device, dtype=dtype, engine=cfg.engine, revision=cfg.revision, stats=cfg.stats
+    )
     seen, states_from = fit_scenes(policy.pipeline, cfg.scenes)
     size = policy.model.cfg
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -160,7 +162,7 @@ def _truth(
         folder = find_model(model, cfg.revision)
         return Reference(folder, policy.pipeline, str(policy.device)).follow(seen, noise)
     if cfg.against == "fp32":
-        if cfg.dtype == "float32":
+        if cfg.dtype == "float32" and cfg.engine == "torch":
             return follow(policy, seen, noise)
         wide = load_policy(model, device=cfg.device, revision=cfg.revision, stats=cfg.stats)
         return follow(wide, seen, noise)

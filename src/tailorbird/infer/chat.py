@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from tailorbird.checkpoint.processor import read_processor
 from tailorbird.checkpoint.released import vlm_config
 from tailorbird.checkpoint.vlm import read_vlm
 from tailorbird.errors import CheckpointError, ConfigError, DataError
-from tailorbird.infer.config import ImageOptions, LoadOptions, Sampling
+from tailorbird.infer.config import Engine, ImageOptions, LoadOptions, Sampling
 from tailorbird.infer.device import find_device, find_dtype
 from tailorbird.infer.generate import Generation, Piece, Reason, generate, stream
+from tailorbird.infer.openvino import require_cpu
 from tailorbird.infer.tokens import every_logit
+from tailorbird.infer.vlm_openvino import compile_vlm, find_precision
 from tailorbird.model.lm import LM
 from tailorbird.model.vlm import VLM
 from tailorbird.processing.chat import Conversation
@@ -81,11 +83,11 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.norm.weight.device
+        return self.model.decoder.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.decoder.norm.weight.dtype
+        return self.model.decoder.dtype
 
     def encode(self, messages: Messages, *, reply: bool = True) -> Prompts:
         """Messages to ids, masks and pixels: a batch of one.
@@ -166,6 +168,7 @@ def load_vlm(
     *,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
+    engine: Engine = "torch",
     revision: str | None = None,
     images: ImageOptions = AS_SAVED,
 ) -> ChatModel:
@@ -174,14 +177,29 @@ def load_vlm(
     Args:
         path_or_id: folder in the hub's layout, id on the hub, or a GGUF file of a language model.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
-        dtype: of the weights; None leaves them as the file has them, and takes fp32 for a GGUF file.
+        dtype: of the weights; None leaves them as the file has them, and takes fp32 for a GGUF file and for
+            the engine openvino.
+        engine: "torch" is exact. "openvino" compiles for the CPU, in float32, bfloat16, int8 or int4 (weights
+            only), to the tolerances of tests/infer/test_vlm_openvino.py.
         revision: branch, tag or commit on the hub.
         images: what to do with pictures otherwise than the model's settings say.
     Raises:
         CheckpointError: there is no such model, or it is damaged, or of another kind.
-        ConfigError: the device is not here, or an option means nothing for this model.
+        ConfigError: the device or the engine is not here, or an option means nothing for this model.
     """
-    where, kind = find_device(device), find_dtype(dtype)
+    if engine == "torch":
+        return _load(path_or_id, find_device(device), find_dtype(dtype), revision, images)
+    if engine not in get_args(Engine):
+        raise ConfigError(f"there is no engine {engine}: name {', '.join(get_args(Engine))}")
+    precision = find_precision(dtype)
+    chat = _load(path_or_id, require_cpu(device), torch.float32, revision, images)
+    compile_vlm(chat.model, precision)
+    return chat
+
+
+def _load(
+    path_or_id: str | Path, where: str, kind: torch.dtype | None, revision: str | None, images: ImageOptions
+) -> ChatModel:
     file = Path(path_or_id)
     if file.is_file() or file.suffix.lower() == ".gguf":
         _require(revision is None, f"{file} is a file: it has no revision {revision}")
@@ -214,7 +232,14 @@ def _require(holds: bool, otherwise: str) -> None:
 def open_model(path_or_id: str, load: LoadOptions, images: ImageOptions) -> ChatModel:
     """`load_vlm` for settings that came as words."""
     dtype = None if load.dtype == "auto" else load.dtype
-    return load_vlm(path_or_id, device=load.device, dtype=dtype, revision=load.revision, images=images)
+    return load_vlm(
+        path_or_id,
+        device=load.device,
+        dtype=dtype,
+        engine=load.engine,
+        revision=load.revision,
+        images=images,
+    )
 
 
 def open_processor(path_or_id: str, revision: str | None, images: ImageOptions) -> Processor:

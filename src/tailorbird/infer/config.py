@@ -5,6 +5,9 @@ from typing import Literal
 
 from tailorbird.errors import ConfigError
 
+Engine = Literal["torch", "openvino"]
+PolicyEngine = Literal["torch", "graphs", "openvino"]
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
 COLDEST = 1e-5  # below, logits divided by the temperature leave fp32
 
 
@@ -78,10 +81,13 @@ class LoadOptions:
 
     Attributes:
         device: auto, cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
-        dtype: of the weights; auto leaves them as the file has them.
+        dtype: of the weights; auto leaves them as the file has them. int8 multiplies int8 by int8 where that
+            costs little accuracy, int4 keeps weights so; both are for the engine openvino.
+        engine: torch is exact; openvino is faster on a CPU, to the tolerance that its tests state.
         revision: branch, tag or commit on the hub.
     """
 
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    engine: Engine = "torch"
     revision: str | None = None

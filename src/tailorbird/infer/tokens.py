@@ -9,7 +9,6 @@ from torch import Tensor
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.infer.config import Sampling
 from tailorbird.infer.sampling import Sampler, mark
-from tailorbird.model.cache import StaticCache
 from tailorbird.model.lm import LM
 from tailorbird.model.vlm import VLM
 from tailorbird.types import Prompts
@@ -34,10 +33,9 @@ def draw_tokens(
     if tiles_at_once < 1:
         raise ConfigError(f"{tiles_at_once=} must be at least 1")
     lengths = prompt_lengths(prompts)
-    weight = model.decoder.norm.weight
-    prompts = prompts.to(weight.device, weight.dtype)
+    prompts = prompts.to(model.decoder.embed.weight.device, model.decoder.dtype)
     ids, valid = _align(prompts.ids, prompts.valid, max(lengths))
-    cache = StaticCache(max(lengths) + steps - 1)
+    cache = model.decoder.new_cache(max(lengths) + steps - 1)
     positions = mask = readable = None  # without padding: counted by the decoder, causal
     if min(lengths) < max(lengths):
         positions, mask = _around_padding(valid)
@@ -57,7 +55,7 @@ def draw_tokens(
         if min(chosen) < 0:
             raise DataError(
                 f"the logits of row {chosen.index(min(chosen))} are not finite: the weights are damaged, "
-                f"or {weight.dtype} is too narrow for them"
+                f"or {model.decoder.dtype} is too narrow for them"
             )
         yield chosen
         if cache.length == cache.max_length:
@@ -76,8 +74,7 @@ def every_logit(model: LM | VLM, prompts: Prompts, *, tiles_at_once: int = 8) ->
         DataError: images and prompts do not fit each other.
     """
     check_images(model, prompts)
-    weight = model.decoder.norm.weight
-    prompts = prompts.to(weight.device, weight.dtype)
+    prompts = prompts.to(model.decoder.embed.weight.device, model.decoder.dtype)
     positions, mask = (None, None) if bool(prompts.valid.all()) else _around_padding(prompts.valid)
     x = _embed(model, prompts.ids, [*_encode(model, prompts.pixels, tiles_at_once)])  # (B, T, C)
     return model.logits(model.decoder(x, positions, mask))

@@ -1,0 +1,99 @@
+"""CUDA graphs: what a call launches, recorded once for its sizes, replayed as a whole. The exact tier."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tailorbird.model.cache import KV
+from tailorbird.model.vla import VLA, Prefix
+from tailorbird.types import Inputs
+
+WARM_UP = 3  # calls before the recording: libraries set up their workspaces
+KEPT = 8  # recordings; each keeps its intermediate results
+
+
+class _Recording(NamedTuple):
+    inputs: tuple[Tensor, ...]  # static: written before a replay
+    outputs: tuple[Tensor, ...]  # static: read after it
+    replay: Callable[[], None]
+
+
+class Replayed:
+    """A function of tensors whose work depends on their sizes alone. Bit for bit what the function returns.
+
+    A CPU records nothing: the function is called there, on the same static tensors.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._function = function
+        self._recordings: OrderedDict[tuple[object, ...], _Recording] = OrderedDict()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        key = tuple((value.shape, value.dtype, value.device) for value in inputs)
+        if key not in self._recordings:
+            while len(self._recordings) >= KEPT:
+                self._recordings.popitem(last=False)
+            self._recordings[key] = self._record(inputs)
+        self._recordings.move_to_end(key)
+        found = self._recordings[key]
+        for static, value in zip(found.inputs, inputs, strict=True):
+            static.copy_(value, non_blocking=True)
+        found.replay()
+        return tuple(output.clone() for output in found.outputs)  # the next replay writes there again
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> _Recording:
+        static = tuple(value.clone() for value in inputs)
+        if not static[0].is_cuda:
+            outputs = self._function(*static)
+
+            def call() -> None:
+                for held, new in zip(outputs, self._function(*static), strict=True):
+                    held.copy_(new)
+
+            return _Recording(static, outputs, call)
+        side = torch.cuda.Stream(static[0].device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._function(*static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._function(*static)
+        return _Recording(static, outputs, graph.replay)
+
+
+class ReplayedVLA(VLA):
+    """A policy with two recordings for each number of robots, cameras and words: of reading, of acting.
+
+    The second alone is a tick that reuses what was read. It shares the model's weights.
+    """
+
+    def __init__(self, model: VLA) -> None:
+        nn.Module.__init__(self)
+        self.cfg, self.vlm, self.expert = model.cfg, model.vlm, model.expert
+        for name in ("state_in", "action_in", "time_in", "time_out", "action_out"):
+            self.add_module(name, model.get_submodule(name))
+        self._encode, self._sample = Replayed(self._flat_encode), Replayed(self._flat_sample)
+
+    def encode(self, seen: Inputs) -> Prefix:
+        valid, *kv = self._encode(seen.pixels, seen.ids, seen.ids_valid, seen.state)
+        return _prefix(valid, kv)
+
+    def sample(self, prefix: Prefix, noise: Tensor) -> Tensor:
+        kv = [part for layer in prefix.layers for part in layer]
+        return self._sample(noise, prefix.valid, *kv)[0]
+
+    def _flat_encode(self, pixels: Tensor, ids: Tensor, valid: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        prefix = super().encode(Inputs(pixels=pixels, ids=ids, ids_valid=valid, state=state))
+        return (prefix.valid, *(part for layer in prefix.layers for part in layer))
+
+    def _flat_sample(self, noise: Tensor, valid: Tensor, *kv: Tensor) -> tuple[Tensor, ...]:
+        return (super().sample(_prefix(valid, list(kv)), noise),)
+
+
+def _prefix(valid: Tensor, kv: list[Tensor]) -> Prefix:
+    return Prefix([KV(k, v) for k, v in zip(kv[::2], kv[1::2], strict=True)], valid)

@@ -1,0 +1,112 @@
+"""Torch modules compiled by OpenVINO for the CPU: weights packed once, neighbouring operations fused."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tailorbird.errors import ConfigError
+from tailorbird.infer.config import Precision
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+# int8 activations share a scale over this many channels of a token; from 769 on OpenVINO 2026.4 has no kernel
+GROUP = 768
+
+
+class Compiled:
+    """Calls of a torch module, tensors in and out, in OpenVINO. Any size of a dimension fits any call.
+
+    What goes in and comes out is fp32, bool or int64 whatever is computed in. Calls from several threads wait
+    for each other. The module's weights may be dropped afterwards: OpenVINO has its own copy.
+    """
+
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], dtype: Precision) -> None:
+        """Trace the module on an example.
+
+        Args:
+            dtype: what is computed in. int8: linear layers that are quantised (infer/quant.py) multiply int8
+                by int8, and everything else is in bfloat16 where the processor has it, else in float32.
+        Raises:
+            ConfigError: OpenVINO is not installed.
+        """
+        openvino = import_openvino()
+        model = trace(module, example)
+        core = openvino.Core()
+        self._request = core.compile_model(model, "CPU", settings(core, dtype)).create_infer_request()
+        self._num_outputs = len(model.outputs)
+        self._tensor, self._lock = openvino.Tensor, threading.Lock()
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        arrays = [_plain(value).numpy() for value in inputs]
+        with self._lock:
+            for i, array in enumerate(arrays):
+                self._request.set_input_tensor(i, self._tensor(array, shared_memory=True))
+            self._request.infer()
+            outputs = (self._request.get_output_tensor(i).data for i in range(self._num_outputs))
+            return [torch.from_numpy(output.copy()) for output in outputs]  # the next call writes there again
+
+
+def trace(module: nn.Module, example: Sequence[Tensor]) -> ov.Model:
+    """The graph of a module. Raises ConfigError when OpenVINO is not installed.
+
+    OpenVINO's `convert_model` does these steps too, and reports its use to its makers.
+    """
+    import_openvino()
+    from openvino._offline_transformations import apply_moc_transformations
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing as such, and that sizes of the configuration are fixed
+        decoder = TorchScriptPythonDecoder(module.eval(), example_input=tuple(example))
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
+    apply_moc_transformations(model, cf=False)
+    return model
+
+
+def settings(core: ov.Core, dtype: Precision) -> dict[str, Any]:
+    """How OpenVINO computes: one call at a time, on torch's number of threads.
+
+    In bfloat16 where the processor has it, otherwise in float32 instead.
+    """
+    narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {
+        "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" or not narrow else "bf16",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if dtype == "int8" else 0,
+    }
+
+
+def require_cpu(device: str | torch.device) -> str:
+    """Raises ConfigError when OpenVINO is not installed, or a device other than the CPU is asked for."""
+    if str(device) not in ("auto", "cpu"):
+        raise ConfigError(f"the engine openvino computes on the cpu, not on {device}: take the engine torch")
+    import_openvino()
+    return "cpu"
+
+
+def import_openvino() -> Any:
+    """The package. Raises ConfigError when it is not installed."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError(
+            f"the engine openvino is not installed ({error}): pip install 'tailorbird[openvino]', or take "
+            "the engine torch"
+        ) from None
+    return openvino
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = value.float() if value.is_floating_point() else value
+    return value.detach().contiguous()

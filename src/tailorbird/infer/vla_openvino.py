@@ -1,0 +1,144 @@
+"""SmolVLA on the CPU: three compiled calls, the scene, its reading and a step, and torch between them."""
+
+import torch
+from torch import Tensor, nn
+
+from tailorbird.errors import ConfigError
+from tailorbird.infer.config import Precision
+from tailorbird.infer.openvino import Compiled
+from tailorbird.model.cache import KV, DenseCache
+from tailorbird.model.decoder import Decoder
+from tailorbird.model.expert import Expert, View, view_of
+from tailorbird.model.int8 import is_int8
+from tailorbird.model.layers import rotary
+from tailorbird.model.vla import VLA
+from tailorbird.model.vlm import VLM
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+
+
+class Flat(nn.Module):
+    """A module whose inputs and outputs are tensors and nothing else: what can be traced and exported."""
+
+
+class FlatSight(Flat):
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vlm.encode_images(pixels)
+
+
+class FlatReading(Flat):
+    """The decoder, and the expert's projections of its keys and values."""
+
+    def __init__(self, decoder: Decoder, expert: Expert) -> None:
+        super().__init__()
+        self.decoder, self.expert = decoder, expert
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        cache = DenseCache()
+        self.decoder.fill_at(x, (cos, sin), mask, cache)
+        return tuple(part for kv in self.expert.project(cache.layers) for part in kv)
+
+
+class FlatStep(Flat):
+    def __init__(self, model: VLA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_t: Tensor, time: Tensor, *inputs: Tensor) -> Tensor:
+        """inputs: the view's six tensors, then keys and values of each layer."""
+        own_cos, own_sin, joint_cos, joint_sin, cross_mask, joint_mask, *kv = inputs
+        view = View((own_cos, own_sin), (joint_cos, joint_sin), cross_mask, joint_mask)
+        return self.model.step(x_t, time, _pairs(kv), view)
+
+
+class CompiledSight(nn.Module):
+    """In the place of the image tower; its tokens are connected already."""
+
+    dtype = torch.float32
+
+    def __init__(self, vlm: VLM, dtype: Precision) -> None:
+        super().__init__()
+        side = vlm.cfg.vision.image_size
+        self._call = Compiled(FlatSight(vlm), [torch.zeros(1, 3, side, side)], dtype)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._call(pixels)[0]
+
+
+class CompiledStep(nn.Module):
+    """The whole step; its output is the velocity."""
+
+    def __init__(self, model: VLA, dtype: Precision) -> None:
+        super().__init__()
+        cfg, decoder = model.cfg, model.cfg.vlm.decoder
+        view = view_of(decoder, torch.ones(1, 3, dtype=torch.bool), 2)
+        kv = [torch.zeros(1, decoder.num_kv_heads, 3, decoder.head_dim)] * (2 * cfg.expert.num_layers)
+        x_t, time = torch.zeros(1, 2, cfg.action_dim), torch.zeros(1, cfg.expert.width)
+        self._call = Compiled(FlatStep(model), [x_t, time, *_flat(view), *kv], dtype)
+
+    def forward(self, x_t: Tensor, time: Tensor, layers: list[KV], view: View) -> Tensor:
+        return self._call(x_t, time, *_flat(view), *(part for kv in layers for part in kv))[0]
+
+
+class CompiledVLA(VLA):
+    """A policy whose image tower, decoder and expert are compiled. What lies between them is the VLA's own.
+
+    It takes over the model, of which it leaves the words' table only.
+    """
+
+    def __init__(self, model: VLA, dtype: Precision) -> None:
+        nn.Module.__init__(self)
+        self.cfg, self.vlm, self.state_in, self.precision = model.cfg, model.vlm, model.state_in, dtype
+        self.add_module("action_out", CompiledStep(model, dtype))
+        self._read = self._compile_reading(model, dtype)
+        model.expert.blocks = self.vlm.decoder.blocks = nn.ModuleList()
+        sight = CompiledSight(self.vlm, dtype)
+        self.vlm.set_submodule("vision", sight)
+        self.vlm.set_submodule("connector", nn.Identity())
+
+    def _compile_reading(self, model: VLA, dtype: Precision) -> Compiled:
+        decoder, mask = model.vlm.decoder, torch.ones(1, 1, 3, 3, dtype=torch.bool)
+        x, rope = torch.zeros(1, 3, decoder.cfg.width), self._rope(torch.arange(3)[None])
+        return Compiled(FlatReading(decoder, model.expert), [x, *rope, mask], dtype)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cfg = self.cfg.vlm.decoder
+        return rotary(positions, cfg.head_dim, cfg.rope_theta)
+
+    def read(self, parts: list[Tensor], positions: Tensor, mask: Tensor) -> list[KV]:
+        return _pairs(self._read(torch.cat(parts, dim=1), *self._rope(positions), mask))
+
+    def step(self, x_t: Tensor, time: Tensor, layers: list[KV], view: View) -> Tensor:
+        return self.action_out(x_t, time, layers, view)
+
+
+def _pairs(parts: list[Tensor]) -> list[KV]:
+    return [KV(k, v) for k, v in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _flat(view: View) -> list[Tensor]:
+    return [*view.own_rope, *view.joint_rope, view.cross_mask, view.joint_mask]
+
+
+def find_precision(dtype: str | torch.dtype | None, model: VLA) -> Precision:
+    """What to compute in. None is int8 for a quantised policy, else float32.
+
+    Raises:
+        ConfigError: policies are not computed in this type, or the weights are not in it.
+    """
+    quantised = is_int8(model)
+    name = str(dtype or ("int8" if quantised else "float32")).removeprefix("torch.")
+    for precision in PRECISIONS:
+        if name == precision and (name == "int8") == quantised:
+            return precision
+    if quantised:
+        raise ConfigError(f"the policy's weights are int8, not {name}: leave dtype out")
+    if name == "int8":
+        raise ConfigError(
+            "the policy's weights are not int8: `tailorbird quantise POLICY --out FOLDER` first"
+        )
+    raise ConfigError(f"the engine openvino does not compute in {name}: name {', '.join(PRECISIONS)}")
