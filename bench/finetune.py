@@ -3,7 +3,7 @@
 python bench/finetune.py [POLICY]
 
 POLICY: runs/demo/policy. Works in runs/finetune, going on where it stopped, and writes results/finetune.json:
-ten minutes on two cores.
+five minutes on two cores.
 """
 
 import subprocess

@@ -95,7 +95,9 @@ def train(
     start, earlier_s, waiting_s, held_out = state.step, state.seconds, 0.0, ""
     began = waited = time.perf_counter()
     learned, frozen = numbers["learned_parameters"], numbers["frozen_parameters"]
-    console.print(f"{learned:,} parameters learn, {frozen:,} are frozen")
+    console.print(
+        f"{learned:,} parameters learn, {frozen:,} are frozen, on {next(model.parameters()).device}"
+    )
     with Metrics(run, start) as metrics, track("train", cfg.steps, start) as bar, _stop_request() as stop:
         if not read_metrics(run):
             metrics.add(0, **numbers)
