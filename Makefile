@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test full check bench bench-loss-gap bench-verify bench-solvers bench-finetune results oracle clean
+.PHONY: help install demo test full check bench bench-loss-gap bench-pixels bench-verify bench-memory bench-vlm bench-policy bench-scaling bench-check bench-solvers bench-finetune results oracle clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -51,13 +51,32 @@ bench: .venv/demo  ## measure, side by side, into results/
 bench-loss-gap: .venv/test  ## loss and preparation time against the reference; 20 minutes on two cores
 	@$(BIN)/python bench/loss_gap.py
 
-bench-verify: .venv/test  ## distance of runs/demo and of a random SmolVLA from lerobot and fp32; minutes, 8 GB
+bench-pixels: .venv/test  ## pictures to pixels against the reference; a minute on two cores
+	@$(BIN)/python bench/pixels.py
+
+bench-verify: .venv/test  ## distance of runs/demo and of a random SmolVLA from lerobot and fp32; 15 minutes, 5 GB
 	@PYTHONPATH=tests $(BIN)/python bench/verify.py
+
+bench-memory: .venv/test  ## predicted and measured peak memory of chat and of a SmolVLA; minutes, 6 GB of disk
+	@PYTHONPATH=tests $(BIN)/python bench/memory.py
+
+bench-vlm: .venv/test  ## prefill and decode of a 256M against the reference; half an hour on two cores, 9 GB
+	@PYTHONPATH=tests $(BIN)/python bench/vlm.py
+
+bench-policy: .venv/test  ## a SmolVLA's chunk by every engine against lerobot; fifteen minutes on two cores, 20 GB
+	@PYTHONPATH=tests $(BIN)/python bench/policy.py
+
+bench-scaling: .venv/test  ## a chunk's time against cameras, robots, steps and px; five minutes on two cores, 8 GB
+	@PYTHONPATH=tests $(BIN)/python bench/scaling.py
+
+bench-check: .venv/test  ## fails if a chunk's ratios to lerobot have fallen a quarter behind the stored ones; minutes
+	@PYTHONPATH=tests $(BIN)/python bench/policy.py --quick
+	@$(BIN)/tailorbird bench policy --check runs/bench/policy_cpu.json
 
 bench-solvers: .venv/demo  ## error of each way from noise to actions, for the policy of runs/demo; seconds
 	@$(BIN)/python bench/solvers.py
 
-bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; ten minutes on two cores
+bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; five minutes on two cores
 	@$(BIN)/python bench/finetune.py
 
 results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tailorbird.perf.results import WAYS
+from tailorbird.perf.results import FILES, WAYS, cell
 from tailorbird.storage import new_file, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,58 @@ def verify_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(result, "verify.json"), ""])
 
 
-TABLES = {"demo": demo_table, "loss-gap": loss_gap_table, "verify": verify_table}
+POLICY = {
+    "cameras": "cameras",
+    "path": "path",
+    "dtype": "in",
+    "tier": "tier",
+    "ms_p50": "ms",
+    "ratio": "times lerobot",
+    "ratio_to_float32": "times lerobot in fp32",
+    "pcc": "PCC",
+    "max_abs_error": "largest error",
+    "share_of_floor": "of the floor",
+    "reuse_share": "reuse",
+    "peak_mib": "MiB",
+}
+VLM = {
+    "stage": "stage",
+    "tiles": "tiles",
+    "path": "path",
+    "tier": "tier",
+    "ms_p50": "ms",
+    "ratio": "times transformers",
+    "pcc": "PCC",
+    "share_of_floor": "of the floor",
+    "peak_mib": "MiB",
+}
+
+
+def policy_table(result: dict[str, Any]) -> str:
+    return rows_table(result, POLICY, "policy_cpu.json")
+
+
+def vlm_table(result: dict[str, Any]) -> str:
+    return rows_table(result, VLM, "vlm_cpu.json")
+
+
+def rows_table(result: dict[str, Any], columns: dict[str, str], file: str) -> str:
+    """A line a row, of each what has a heading here."""
+    left = {"path", "dtype", "tier", "stage"}
+    rule = ("---" if key in left else "---:" for key in columns)
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "|".join(rule) + "|"]
+    for row in result["rows"]:
+        lines.append("| " + " | ".join(cell(key, row.get(key)) for key in columns) + " |")
+    return "\n".join([*lines, "", source(result, file), ""])
+
+
+TABLES = {
+    "demo": demo_table,
+    "loss-gap": loss_gap_table,
+    "verify": verify_table,
+    "policy": policy_table,
+    "vlm": vlm_table,
+}
 
 
 def source(result: dict[str, Any], file: str) -> str:
@@ -71,7 +122,7 @@ def source(result: dict[str, Any], file: str) -> str:
 
 def block(name: str) -> str:
     """What stands between the marks of one table, the marks included."""
-    result = read_json(ROOT / f"results/{name.replace('-', '_')}.json")
+    result = read_json(ROOT / "results" / FILES.get(name, f"{name.replace('-', '_')}.json"))
     return f"<!-- {name} -->\n{TABLES[name](result)}<!-- /{name} -->"
 
 

@@ -77,3 +77,18 @@ def test_what_is_saved_can_be_compared_with_and_drawn(verify: Typed, policy: Pat
 def test_a_policy_in_our_own_layout_has_no_reference(verify: Typed, policy: Path) -> None:
     end, _ = verify(policy, "--against", "reference")
     assert "lerobot does not read" in str(end)
+
+
+def test_int8_is_verified_against_what_it_was_made_from(
+    verify: Typed, typed: Typed, policy: Path, tmp_path: Path
+) -> None:
+    assert typed("quantise", policy, "--out", tmp_path / "int8", "--observations", 2)[0] == 0
+    asked = (tmp_path / "int8", "--engine", "openvino", "--dtype", "int8", "--min-change", 0, "--json")
+    assert "name what it was made from" in str(verify(*asked)[0])
+    end, printed = verify(*asked, "--against", policy)
+    row = json.loads(printed)
+    assert end == 0
+    assert (row["engine"], row["dtype"]) == ("openvino", "int8")
+    assert 0.99 < row["pcc_full"] < 1
+    code, _ = typed("quantise", policy, "--out", tmp_path / "more", "--observations", 9)
+    assert "there are 8 scenes" in str(code)

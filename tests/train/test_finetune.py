@@ -13,10 +13,12 @@ from small import CONFIG, HZ
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lerobot_reference import build_policy, save_policy
 from released import write_released
-from tailorbird.checkpoint.policy import read_policy
+from tailorbird.checkpoint.policy import read_policy, write_policy
 from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.errors import ConfigError, MissingStats
 from tailorbird.infer.policy import load_policy
+from tailorbird.infer.quant import policy_layers
+from tailorbird.model.int8 import shrink
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.recipes.config import TuneConfig, smolvla, tune
 from tailorbird.recipes.finetune import finetune, load_for
@@ -66,6 +68,15 @@ def test_learning_begins_with_the_weights_of_the_policy(policy: Path, discs: Pat
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-5, msg=name)
     assert not torch.equal(before["action_out.weight"], after["action_out.weight"])
     assert load_policy(trained.checkpoint).act(LeRobotDataset(discs).observe(3)).actions.shape == (4, 2)
+
+
+def test_int8_weights_do_not_learn(policy: Path, discs: Path, tmp_path: Path) -> None:
+    model, pipeline = read_policy(policy)
+    shrink(model, policy_layers(model))
+    (tmp_path / "int8").mkdir()
+    write_policy(tmp_path / "int8", model.state_dict(), model.cfg, pipeline)
+    with pytest.raises(ConfigError, match="is int8, which does not learn"):
+        finetune(CFG, tmp_path / "int8", discs, tmp_path / "run")
 
 
 def test_statistics_are_the_datasets_or_stay_the_policys(policy: Path, moved: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SAVED_WITH = "Use the config.json that was saved with it"
 class _WithoutDraws(TorchFunctionMode):
     """Weights that come from a file are not drawn first.
 
-    On the meta device, the draw of nn.Embedding would import PyTorch's compiler: 75 MB and a second.
+    On the meta device, the draw of nn.Embedding would import PyTorch's compiler.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -11,7 +11,7 @@ from tailorbird.checkpoint.smolvlm import decoder_block_rules, gated_rules, vlm_
 from tailorbird.checkpoint.table import Rule, affine, each, inside, same
 from tailorbird.errors import CheckpointError
 from tailorbird.model.config import VLAConfig
-from tailorbird.model.int8 import shrink
+from tailorbird.model.int8 import may_be_int8, shrink
 from tailorbird.model.vla import VLA
 
 
@@ -30,9 +30,11 @@ def load_vla(
     """
     num_layers = cfg.vlm.vision.num_layers + cfg.vlm.decoder.num_layers + cfg.expert.num_layers
     model = on_meta(lambda: VLA(cfg), num_layers, stored, source)
-    narrow = (name for name, one in stored.items() if one.dtype == torch.int8)
+    narrow = [name.removesuffix(".weight") for name, one in stored.items() if one.dtype == torch.int8]
     try:
-        shrink(model, [name.removesuffix(".weight") for name in narrow])
+        if wrong := [name for name in narrow if not may_be_int8(name)]:
+            raise TypeError(f"{wrong[0]} is no layer that may be")
+        shrink(model, narrow)
     except (AttributeError, TypeError) as error:
         raise CheckpointError(f"{source} has int8 weights where the model has no layer: {error}") from error
     if dtype is None:

@@ -8,7 +8,7 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Quantise:
-    """Make an int8 copy of a policy: a quarter of the memory, and fast on a CPU with the engine openvino.
+    """Make an int8 copy of a policy: half the memory or less, and fast on a CPU with the engine openvino.
 
     Example: tailorbird quantise runs/demo/policy --out runs/int8 --data runs/demo/dataset
 
@@ -22,17 +22,23 @@ class Quantise:
     data: Path | None = None
     """LeRobot dataset to calibrate on; without one, simulated scenes."""
     observations: int = 8
-    """How many to calibrate on."""
+    """How many to calibrate on; of scenes there are 8."""
+    stats: str | None = None
+    """Dataset, or set in a policy of lerobot, to normalise with, if the policy does not say."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
     max_error: float = 0.05
     """A layer whose outputs change by more than this share stays in float."""
 
     def __call__(self) -> None:
         from tailorbird.evals.int8_report import table
+        from tailorbird.infer.policy import load_policy
         from tailorbird.progress import console
         from tailorbird.recipes.quantise import quantise_policy
 
+        policy = load_policy(self.policy, device="cpu", revision=self.revision, stats=self.stats)
         found = quantise_policy(
-            self.policy, self.out, data=self.data, num=self.observations, max_error=self.max_error
+            policy, self.out, data=self.data, num=self.observations, max_error=self.max_error
         )
         console.print(table(found))
         console.print(f"{self.out}: act with it through load_policy(..., engine='openvino')")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tailorbird.errors import ConfigError
-from tailorbird.infer.config import PolicyEngine
+from tailorbird.infer.config import Engine
 from tailorbird.sim.config import HORIZON, SIM_HZ, SimConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
 
@@ -39,7 +39,7 @@ class RolloutConfig:
     rename: dict[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     stats: str | None = None
-    engine: PolicyEngine = "torch"
+    engine: Engine = "torch"
     dtype: PolicyDtype | None = None
     film: bool = True
     film_size: int = 320
@@ -65,9 +65,10 @@ class VerifyConfig:
     """What a policy is compared with, in which situations, and what passes.
 
     Attributes:
-        against: fp32, the same policy in full precision; reference, lerobot, which must be installed; or a
-            file that --save wrote, on another machine or by another version.
-        dtype: the precision under test.
+        against: fp32, the same policy in full precision; reference, lerobot, which must be installed; the
+            folder of another policy, such as the one that an int8 one was made from; or a file that --save
+            wrote, on another machine or by another version.
+        dtype: the precision under test; int8 for what is quantised.
         engine: the engine under test; fp32 and lerobot are always torch.
         device: auto, cpu, cuda, cuda:1, ...
         revision: branch, tag or commit on the hub.
@@ -82,7 +83,7 @@ class VerifyConfig:
 
     against: str = "fp32"
     dtype: PolicyDtype = "bfloat16"
-    engine: PolicyEngine = "torch"
+    engine: Engine = "torch"
     device: str = "auto"
     revision: str | None = None
     stats: str | None = None

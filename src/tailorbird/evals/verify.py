@@ -77,6 +77,7 @@ class Verdict:
         facts: dict[str, str | int | float | bool | None] = {
             "model": self.model,
             "dtype": self.cfg.dtype,
+            "engine": self.cfg.engine,
             "against": self.against,
             "device": self.device,
             "scenes": self.cfg.scenes,
@@ -127,12 +128,13 @@ def verify(model: str, cfg: VerifyConfig) -> Verdict:
     Raises:
         ConfigError, DataError: the two cannot be compared.
     """
-    if cfg.against not in ("fp32", "reference"):
+    if cfg.against not in ("fp32", "reference") and not Path(cfg.against).is_dir():
         load_course(Path(cfg.against))  # refused now, not after the model is loaded
-    dtype = None if cfg.dtype == "float32" else cfg.dtype
     policy = load_policy(
-        model, device=cfg.device, dtype=dtype, engine=cfg.engine, revision=cfg.revision, stats=cfg.stats
+        model, device=cfg.device, dtype=cfg.dtype, engine=cfg.engine, revision=cfg.revision, stats=cfg.stats
     )
+    if cfg.dtype == "int8" and cfg.against == "fp32":
+        raise ConfigError(f"{model} has no full precision: name what it was made from, --against FOLDER")
     seen, states_from = fit_scenes(policy.pipeline, cfg.scenes)
     size = policy.model.cfg
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -166,6 +168,8 @@ def _truth(
             return follow(policy, seen, noise)
         wide = load_policy(model, device=cfg.device, revision=cfg.revision, stats=cfg.stats)
         return follow(wide, seen, noise)
+    if Path(cfg.against).is_dir():
+        return follow(load_policy(cfg.against, device=cfg.device, stats=cfg.stats), seen, noise)
     return load_course(Path(cfg.against))
 
 

@@ -17,7 +17,7 @@ MOST = 8  # action values that are drawn
 
 def table(verdict: Verdict) -> Table:
     cfg = verdict.cfg
-    title = f"{verdict.model}, {cfg.dtype} against {verdict.against}"
+    title = f"{verdict.model}, {cfg.engine} in {cfg.dtype} against {verdict.against}"
     rows = Table("", "found", "limit", "", title=title)
     rows.columns[1].justify = "right"
     checks = verdict.checks()

@@ -72,13 +72,15 @@ class Stream(Iterator[str]):
 class ChatModel:
     """What `load_vlm` returns.
 
-    model: evaluated without gradients, on its device. end_ids: tokens at which an answer stops.
+    model: evaluated without gradients, on its device. end_ids: tokens at which an answer stops. precision: what
+    is computed in; what goes in and comes out is in `dtype`.
     """
 
     def __init__(self, model: LM | VLM, processor: Processor, end_ids: frozenset[int]) -> None:
         self.model, self.processor = model.eval().requires_grad_(False), processor
         self.end_ids = end_ids | {processor.end_id}
         chat = processor.chat
+        self.precision = str(self.dtype).removeprefix("torch.")
         self._lead = chat.border.removeprefix(chat.reply_border)  # between "Assistant:" and its words
 
     @property
@@ -194,6 +196,7 @@ def load_vlm(
     precision = find_precision(dtype)
     chat = _load(path_or_id, require_cpu(device), torch.float32, revision, images)
     compile_vlm(chat.model, precision)
+    chat.precision = precision
     return chat
 
 

@@ -81,8 +81,8 @@ class LoadOptions:
 
     Attributes:
         device: auto, cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
-        dtype: of the weights; auto leaves them as the file has them. int8 multiplies int8 by int8 where that
-            costs little accuracy, int4 keeps weights so; both are for the engine openvino.
+        dtype: of the weights; auto leaves them as the file has them. int8 multiplies int8 by int8, int4 keeps
+            weights so; both are for the engine openvino. A policy must be quantised first.
         engine: torch is exact; openvino is faster on a CPU, to the tolerance that its tests state.
         revision: branch, tag or commit on the hub.
     """

@@ -22,5 +22,6 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Raises ConfigError for what is no floating-point type."""
     found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ConfigError(f"weights cannot be loaded as {dtype}: name bfloat16, float16 or float32")
+        hint = " int8 and int4 are for the engine openvino" if str(dtype) in ("int8", "int4") else ""
+        raise ConfigError(f"weights cannot be loaded as {dtype}: name bfloat16, float16 or float32.{hint}")
     return found

@@ -13,7 +13,6 @@ from torch.export import Dim, ExportedProgram
 from tailorbird.checkpoint.policy import settings_of
 from tailorbird.errors import CheckpointError, ConfigError
 from tailorbird.infer.policy import Policy
-from tailorbird.model.int8 import is_int8
 from tailorbird.model.vla import VLA
 from tailorbird.storage import new_file
 from tailorbird.types import Inputs
@@ -40,8 +39,8 @@ class Call(nn.Module):
 def export_policy(policy: Policy, out: Path) -> float:
     """Write a policy as .onnx or .pt2, run it, and compare. The numbers of robots and of words are free.
 
-    Its inputs are what `Pipeline.read` makes, its output is what `Pipeline.write` takes; in ONNX the settings
-    of both are in the metadata, under "tailorbird".
+    Its inputs are what `Pipeline.read` makes, its output is what `Pipeline.write` takes; the settings of both
+    and the tokenizer are in the metadata of an .onnx, or in an extra file of a .pt2: "tailorbird".
 
     Returns:
         The largest difference of an action from ours, in shares of the largest action.
@@ -51,8 +50,11 @@ def export_policy(policy: Policy, out: Path) -> float:
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"{out} says no format: name a file .onnx or .pt2")
-    if is_int8(policy.model):
-        raise ConfigError("int8 weights are not exported: export the policy that they were made from")
+    kinds = {value.dtype for value in policy.model.state_dict().values()}
+    if type(policy.model) is not VLA or kinds != {torch.float32}:
+        raise ConfigError(
+            "only what is in float32 and not compiled is exported: load it so, or what it was made from"
+        )
     if out.suffix == ".onnx":
         _import_onnx()
         if (size := sum(value.nbytes for value in policy.model.state_dict().values())) > SINGLE_BYTES:
@@ -109,7 +111,8 @@ def _write_onnx(program: ExportedProgram, path: Path, inputs: tuple[Tensor, ...]
 
 
 def _settings(policy: Policy) -> str:
-    return json.dumps(settings_of(policy.model.cfg, policy.pipeline))
+    settings = settings_of(policy.model.cfg, policy.pipeline)
+    return json.dumps({**settings, "tokenizer": policy.pipeline.tokenizer.json})
 
 
 def _import_onnx() -> Any:

@@ -1,10 +1,13 @@
 """CUDA graphs: what a call launches, recorded once for its sizes, replayed as a whole. The exact tier."""
 
+import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailorbird.model.cache import KV
@@ -13,6 +16,7 @@ from tailorbird.types import Inputs
 
 WARM_UP = 3  # calls before the recording: libraries set up their workspaces
 KEPT = 8  # recordings; each keeps its intermediate results
+WORDS = 16  # instructions are padded to a multiple of it, so that not every length is recorded; exact
 
 
 class _Recording(NamedTuple):
@@ -24,14 +28,21 @@ class _Recording(NamedTuple):
 class Replayed:
     """A function of tensors whose work depends on their sizes alone. Bit for bit what the function returns.
 
-    A CPU records nothing: the function is called there, on the same static tensors.
+    Calls from several threads wait for each other. A CPU records nothing: the function is called there, on
+    the same static tensors.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self._function = function
         self._recordings: OrderedDict[tuple[object, ...], _Recording] = OrderedDict()
+        self._lock = threading.Lock()
 
+    @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with self._lock:
+            return self._call(inputs)
+
+    def _call(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         key = tuple((value.shape, value.dtype, value.device) for value in inputs)
         if key not in self._recordings:
             while len(self._recordings) >= KEPT:
@@ -46,23 +57,30 @@ class Replayed:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recording:
         static = tuple(value.clone() for value in inputs)
-        if not static[0].is_cuda:
-            outputs = self._function(*static)
+        if static[0].is_cuda:
+            with torch.cuda.device(static[0].device):
+                return self._capture(static)
+        outputs = self._function(*static)
 
-            def call() -> None:
-                for held, new in zip(outputs, self._function(*static), strict=True):
-                    held.copy_(new)
+        def call() -> None:
+            for held, new in zip(outputs, self._function(*static), strict=True):
+                held.copy_(new)
 
-            return _Recording(static, outputs, call)
-        side = torch.cuda.Stream(static[0].device)
-        side.wait_stream(torch.cuda.current_stream())
+        return _Recording(static, outputs, call)
+
+    def _capture(self, static: tuple[Tensor, ...]) -> _Recording:
+        side, now = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(now)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 self._function(*static)
-        torch.cuda.current_stream().wait_stream(side)
+        now.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._function(*static)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that nothing was recorded is a warning only
+            # memory that other threads ask for meanwhile is none of this recording's business
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                outputs = self._function(*static)
         return _Recording(static, outputs, graph.replay)
 
 
@@ -80,7 +98,9 @@ class ReplayedVLA(VLA):
         self._encode, self._sample = Replayed(self._flat_encode), Replayed(self._flat_sample)
 
     def encode(self, seen: Inputs) -> Prefix:
-        valid, *kv = self._encode(seen.pixels, seen.ids, seen.ids_valid, seen.state)
+        room = -seen.ids.shape[1] % WORDS
+        ids, ids_valid = F.pad(seen.ids, (0, room)), F.pad(seen.ids_valid, (0, room))
+        valid, *kv = self._encode(seen.pixels, ids, ids_valid, seen.state)
         return _prefix(valid, kv)
 
     def sample(self, prefix: Prefix, noise: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
@@ -16,8 +18,15 @@ from tailorbird.infer.config import Precision
 if TYPE_CHECKING:
     import openvino as ov
 
-# int8 activations share a scale over this many channels of a token; from 769 on OpenVINO 2026.4 has no kernel
-GROUP = 768
+MOST = 768  # channels that share a scale: for more, OpenVINO 2026.4 has a slow kernel only
+Array = NDArray[np.generic]
+
+
+class Held:
+    """Inputs that stay the same from call to call."""
+
+    def __init__(self, *inputs: Tensor) -> None:
+        self.arrays = [_plain(value) for value in inputs]
 
 
 class Compiled:
@@ -27,30 +36,39 @@ class Compiled:
     for each other. The module's weights may be dropped afterwards: OpenVINO has its own copy.
     """
 
-    def __init__(self, module: nn.Module, example: Sequence[Tensor], dtype: Precision) -> None:
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], dtype: Precision, width: int) -> None:
         """Trace the module on an example.
 
         Args:
+            width: of most of its linear layers.
             dtype: what is computed in. int8: linear layers that are quantised (infer/quant.py) multiply int8
                 by int8, and everything else is in bfloat16 where the processor has it, else in float32.
         Raises:
-            ConfigError: OpenVINO is not installed.
+            ConfigError: OpenVINO is not installed, or the processor has no bfloat16.
         """
         openvino = import_openvino()
         model = trace(module, example)
         core = openvino.Core()
-        self._request = core.compile_model(model, "CPU", settings(core, dtype)).create_infer_request()
+        self._request = core.compile_model(model, "CPU", settings(core, dtype, width)).create_infer_request()
         self._num_outputs = len(model.outputs)
         self._tensor, self._lock = openvino.Tensor, threading.Lock()
+        self._held: Held | None = None
 
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        arrays = [_plain(value).numpy() for value in inputs]
+    def __call__(self, *inputs: Tensor, held: Held | None = None) -> list[Tensor]:
+        """held: the last inputs, if they may be those of the call before; only others are handed over."""
+        arrays = [_plain(value) for value in inputs]
         with self._lock:
-            for i, array in enumerate(arrays):
-                self._request.set_input_tensor(i, self._tensor(array, shared_memory=True))
+            if held is not None and held is not self._held:
+                self._hand_over(held.arrays, len(arrays))
+                self._held = held
+            self._hand_over(arrays, 0)
             self._request.infer()
             outputs = (self._request.get_output_tensor(i).data for i in range(self._num_outputs))
             return [torch.from_numpy(output.copy()) for output in outputs]  # the next call writes there again
+
+    def _hand_over(self, arrays: Sequence[Array], start: int) -> None:
+        for i, array in enumerate(arrays, start):
+            self._request.set_input_tensor(i, self._tensor(array, shared_memory=True))
 
 
 def trace(module: nn.Module, example: Sequence[Tensor]) -> ov.Model:
@@ -65,25 +83,46 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> ov.Model:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing as such, and that sizes of the configuration are fixed
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=tuple(example))
+        decoder = TorchScriptPythonDecoder(
+            module.eval(), example_input=tuple(example), trace_kwargs={"check_trace": False}
+        )
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
     apply_moc_transformations(model, cf=False)
     return model
 
 
-def settings(core: ov.Core, dtype: Precision) -> dict[str, Any]:
+def group_of(width: int) -> int:
+    """Channels of a token that share a scale when they are rounded to int8: what divides a layer evenly."""
+    return next(size for size in range(min(width, MOST), 0, -1) if width % size == 0)
+
+
+def find_name(dtype: str | torch.dtype, names: tuple[Precision, ...]) -> Precision:
+    """Raises ConfigError when it is none of the names."""
+    name = str(dtype).removeprefix("torch.")
+    for precision in names:
+        if name == precision:
+            return precision
+    raise ConfigError(f"the engine openvino does not compute in {name}: name {', '.join(names)}")
+
+
+def settings(core: ov.Core, dtype: Precision, width: int) -> dict[str, Any]:
     """How OpenVINO computes: one call at a time, on torch's number of threads.
 
-    In bfloat16 where the processor has it, otherwise in float32 instead.
+    What is beside the narrow weights of int8 and int4 is in bfloat16 where the processor has it.
+
+    Raises:
+        ConfigError: bfloat16 is asked for, and the processor has none.
     """
     narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == "bfloat16" and not narrow:
+        raise ConfigError("this processor has no bfloat16: name float32 or int8")
     return {
         "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" or not narrow else "bf16",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if dtype == "int8" else 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group_of(width) if dtype == "int8" else 0,
     }
 
 
@@ -107,6 +146,6 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _plain(value: Tensor) -> Tensor:
+def _plain(value: Tensor) -> Array:
     value = value.float() if value.is_floating_point() else value
-    return value.detach().contiguous()
+    return value.detach().contiguous().numpy()

@@ -19,7 +19,7 @@ from tailorbird.infer.config import PolicyEngine
 from tailorbird.infer.device import find_device, find_dtype
 from tailorbird.infer.graphs import ReplayedVLA
 from tailorbird.infer.openvino import require_cpu
-from tailorbird.infer.vla_openvino import CompiledVLA, find_precision
+from tailorbird.infer.vla_openvino import CompiledVLA, find_precision, require_precision
 from tailorbird.model.config import Solver
 from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
@@ -126,8 +126,8 @@ def load_policy(
     Args:
         path_or_id: folder, or id on the hub.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
-        dtype: of what the release has in bfloat16; None is float32, in which it acts as in lerobot, or int8
-            for what `tailorbird quantise` made.
+        dtype: of what the release has in bfloat16, or of all that is compiled; None is float32, in which a
+            policy of lerobot acts as there, or what Tailorbird's own layout has, int8 too.
         engine: "torch" is exact, and so is "graphs", which records CUDA graphs. "openvino" compiles for the
             CPU, in float32, bfloat16 or int8, to the tolerance that tests/infer/test_vla_openvino.py states.
         revision: branch, tag or commit on the hub.
@@ -146,7 +146,13 @@ def load_policy(
         raise ConfigError(f"there is no engine {engine!r}: name {', '.join(get_args(PolicyEngine))}")
     compiled = engine == "openvino"
     where = require_cpu(device) if compiled else find_device(device)
-    kind = None if compiled else find_dtype(dtype)
+    if engine == "graphs" and not where.startswith("cuda"):
+        raise ConfigError(
+            f"the engine graphs records what a GPU does, not the {where}: take torch or openvino"
+        )
+    if compiled:
+        require_precision(dtype)
+    kind = torch.float32 if compiled else find_dtype(dtype)
     folder = find_model(path_or_id, revision, inner=(OWN_VLM,))
     without, stats = changes.get("without") or (), changes.get("stats")
     names = (without,) if isinstance(without, str) else tuple(without)

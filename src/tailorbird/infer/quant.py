@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
-from tailorbird.infer.openvino import GROUP
-from tailorbird.model.expert import CrossBlock
-from tailorbird.model.int8 import LEVELS, shrink, to_int8
+from tailorbird.infer.openvino import group_of
+from tailorbird.model.int8 import LEVELS, may_be_int8, shrink, to_int8
 from tailorbird.model.vla import VLA
 
 
@@ -84,32 +83,24 @@ def _watch(layers: dict[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Ten
 
 
 def round_inputs(x: Tensor) -> Tensor:
-    """Round to 255 levels, each token and each `GROUP` channels to their own. x: (..., C)."""
+    """Round to 255 levels, each token and each group of channels to their own. x: (..., C)."""
     parts = [
         (part / step).round() * step
-        for part in x.split(GROUP, dim=-1)
+        for part in x.split(group_of(x.shape[-1]), dim=-1)
         for step in [part.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LEVELS]
     ]
     return torch.cat(parts, dim=-1)
 
 
 def policy_layers(model: VLA) -> dict[str, nn.Linear]:
-    """Where the arithmetic is. Ends and cross-attention's projections stay in fp32, as in the release.
+    """Where the arithmetic is. Ends and cross-attention's projections, wider in the release, stay float.
 
     Of the decoder's last block only keys and values are computed.
     """
-    within = ("vlm.vision.blocks.", "vlm.connector.", "vlm.decoder.blocks.", "expert.blocks.")
     last = f"vlm.decoder.blocks.{model.cfg.vlm.decoder.num_layers - 1}."
-    wide = {
-        f"expert.blocks.{i}.attn.{part}"
-        for i, block in enumerate(model.expert.blocks)
-        if isinstance(block, CrossBlock)
-        for part in ("key", "value")
-    }
-    found = {
+    unread = {f"{last}{name}" for name in ("attn.out", "mlp.gate", "mlp.up", "mlp.down")}
+    return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(within)
+        if isinstance(module, nn.Linear) and may_be_int8(name) and name not in unread
     }
-    unread = {name for name in found if name.startswith(last)} - {f"{last}attn.qkv"}
-    return {name: layer for name, layer in found.items() if name not in wide | unread}

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
 from tailorbird.infer.config import Precision
-from tailorbird.infer.openvino import Compiled
+from tailorbird.infer.openvino import Compiled, Held, find_name
 from tailorbird.model.cache import KV, DenseCache
 from tailorbird.model.decoder import Decoder
 from tailorbird.model.expert import Expert, View, view_of
@@ -17,11 +17,10 @@ from tailorbird.model.vlm import VLM
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
 
-class Flat(nn.Module):
-    """A module whose inputs and outputs are tensors and nothing else: what can be traced and exported."""
+# Flat modules have tensors as inputs and outputs, and nothing else: that can be traced.
 
 
-class FlatSight(Flat):
+class FlatSight(nn.Module):
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self.vlm = vlm
@@ -30,7 +29,7 @@ class FlatSight(Flat):
         return self.vlm.encode_images(pixels)
 
 
-class FlatReading(Flat):
+class FlatReading(nn.Module):
     """The decoder, and the expert's projections of its keys and values."""
 
     def __init__(self, decoder: Decoder, expert: Expert) -> None:
@@ -43,7 +42,7 @@ class FlatReading(Flat):
         return tuple(part for kv in self.expert.project(cache.layers) for part in kv)
 
 
-class FlatStep(Flat):
+class FlatStep(nn.Module):
     def __init__(self, model: VLA) -> None:
         super().__init__()
         self.model = model
@@ -63,7 +62,7 @@ class CompiledSight(nn.Module):
     def __init__(self, vlm: VLM, dtype: Precision) -> None:
         super().__init__()
         side = vlm.cfg.vision.image_size
-        self._call = Compiled(FlatSight(vlm), [torch.zeros(1, 3, side, side)], dtype)
+        self._call = Compiled(FlatSight(vlm), [torch.zeros(1, 3, side, side)], dtype, vlm.cfg.vision.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self._call(pixels)[0]
@@ -78,10 +77,15 @@ class CompiledStep(nn.Module):
         view = view_of(decoder, torch.ones(1, 3, dtype=torch.bool), 2)
         kv = [torch.zeros(1, decoder.num_kv_heads, 3, decoder.head_dim)] * (2 * cfg.expert.num_layers)
         x_t, time = torch.zeros(1, 2, cfg.action_dim), torch.zeros(1, cfg.expert.width)
-        self._call = Compiled(FlatStep(model), [x_t, time, *_flat(view), *kv], dtype)
+        self._call = Compiled(FlatStep(model), [x_t, time, *_flat(view), *kv], dtype, cfg.expert.width)
+        self._last: tuple[list[KV], View, Held] | None = None
 
     def forward(self, x_t: Tensor, time: Tensor, layers: list[KV], view: View) -> Tensor:
-        return self._call(x_t, time, *_flat(view), *(part for kv in layers for part in kv))[0]
+        last = self._last  # once: another thread may exchange it
+        if last is None or last[0] is not layers or last[1] is not view:
+            last = layers, view, Held(*_flat(view), *(part for kv in layers for part in kv))
+            self._last = last
+        return self._call(x_t, time, held=last[2])[0]
 
 
 class CompiledVLA(VLA):
@@ -103,7 +107,7 @@ class CompiledVLA(VLA):
     def _compile_reading(self, model: VLA, dtype: Precision) -> Compiled:
         decoder, mask = model.vlm.decoder, torch.ones(1, 1, 3, 3, dtype=torch.bool)
         x, rope = torch.zeros(1, 3, decoder.cfg.width), self._rope(torch.arange(3)[None])
-        return Compiled(FlatReading(decoder, model.expert), [x, *rope, mask], dtype)
+        return Compiled(FlatReading(decoder, model.expert), [x, *rope, mask], dtype, decoder.cfg.width)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cfg = self.cfg.vlm.decoder
@@ -124,6 +128,11 @@ def _flat(view: View) -> list[Tensor]:
     return [*view.own_rope, *view.joint_rope, view.cross_mask, view.joint_mask]
 
 
+def require_precision(dtype: str | torch.dtype | None) -> Precision:
+    """Raises ConfigError when policies are not computed in this type. None is float32."""
+    return find_name(dtype or "float32", PRECISIONS)
+
+
 def find_precision(dtype: str | torch.dtype | None, model: VLA) -> Precision:
     """What to compute in. None is int8 for a quantised policy, else float32.
 
@@ -131,14 +140,11 @@ def find_precision(dtype: str | torch.dtype | None, model: VLA) -> Precision:
         ConfigError: policies are not computed in this type, or the weights are not in it.
     """
     quantised = is_int8(model)
-    name = str(dtype or ("int8" if quantised else "float32")).removeprefix("torch.")
-    for precision in PRECISIONS:
-        if name == precision and (name == "int8") == quantised:
-            return precision
-    if quantised:
-        raise ConfigError(f"the policy's weights are int8, not {name}: leave dtype out")
-    if name == "int8":
+    precision = require_precision(dtype or ("int8" if quantised else None))
+    if quantised and precision != "int8":
+        raise ConfigError(f"the policy's weights are int8, not {precision}: ask for int8")
+    if precision == "int8" and not quantised:
         raise ConfigError(
             "the policy's weights are not int8: `tailorbird quantise POLICY --out FOLDER` first"
         )
-    raise ConfigError(f"the engine openvino does not compute in {name}: name {', '.join(PRECISIONS)}")
+    return precision

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
 from tailorbird.infer.config import Precision
-from tailorbird.infer.openvino import Compiled, import_openvino, settings, trace
+from tailorbird.infer.openvino import Compiled, find_name, import_openvino, settings, trace
 from tailorbird.infer.stateful import hold, pack_int4, widen_heads
-from tailorbird.infer.vla_openvino import CompiledSight, Flat
+from tailorbird.infer.vla_openvino import CompiledSight
 from tailorbird.model.cache import KV, Cache
 from tailorbird.model.decoder import Decoder
 from tailorbird.model.int4 import GROUP, Int4Linear
@@ -31,13 +31,7 @@ def find_precision(dtype: str | torch.dtype | None) -> Precision:
     Raises:
         ConfigError: OpenVINO does not compute in this type.
     """
-    name = str(dtype or "float32").removeprefix("torch.")
-    for precision in get_args(Precision):
-        if name == precision:
-            return precision
-    raise ConfigError(
-        f"the engine openvino does not compute in {name}: name {', '.join(get_args(Precision))}"
-    )
+    return find_name(dtype or "float32", get_args(Precision))
 
 
 def compile_vlm(model: LM | VLM, dtype: Precision) -> None:
@@ -69,7 +63,7 @@ def compile_vlm(model: LM | VLM, dtype: Precision) -> None:
         model.set_submodule("connector", nn.Identity())
 
 
-class FlatDecoder(Flat):
+class FlatDecoder(nn.Module):
     """The decoder's blocks, with the keys and values of all layers as inputs and as outputs."""
 
     def __init__(self, decoder: Decoder) -> None:
@@ -160,7 +154,7 @@ class CompiledHead(nn.Module):
 
     def __init__(self, head: nn.Module, width: int, dtype: Precision) -> None:
         super().__init__()
-        self._call = Compiled(head, [torch.zeros(1, 1, width)], dtype)
+        self._call = Compiled(head, [torch.zeros(1, 1, width)], dtype, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self._call(hidden)[0]
@@ -183,7 +177,7 @@ def _compile(decoder: Decoder, dtype: Precision) -> ov.CompiledModel:
     model.reshape(dict(zip(model.inputs, map(openvino.PartialShape, shapes), strict=True)))
     hold(model, num_held, (cfg.num_kv_heads, cfg.head_dim))
     widen_heads(model, cfg.num_heads // cfg.num_kv_heads)
-    options = settings(core := openvino.Core(), dtype)
+    options = settings(core := openvino.Core(), dtype, cfg.width)
     if dtype == "int4":
         pack_int4(model)
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP  # of activations: no wider than those of weights

@@ -18,7 +18,7 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Module):
     """Its weights are int8, its sums are those of the input's type.
 
-    A compiler that sees the weights in this form (infer/openvino.py) rounds inputs too, and multiplies int8.
+    A compiler that sees the weights in this form may round inputs too, and multiply int8 by int8.
     """
 
     weight: Tensor  # (out, in), int8
@@ -34,6 +34,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
         return F.linear(x, weight, self.bias)
+
+
+def may_be_int8(name: str) -> bool:
+    """Whether a VLA's layer of this name is where the arithmetic is, and not where the release is wider."""
+    within = ("vlm.vision.blocks.", "vlm.connector.", "vlm.decoder.blocks.", "expert.blocks.")
+    return name.startswith(within) and not name.endswith((".attn.key", ".attn.value"))
 
 
 def shrink(model: nn.Module, names: Iterable[str]) -> None:

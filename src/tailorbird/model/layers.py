@@ -47,7 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention. q: (B, H, T, D); k, v: (B, K, S, D); mask as in `SelfAttention`.
 
     Returns (B, H, T, D). In 16-bit types torch's CPU kernel is slow where heads share keys and values. When
-    there is one query, the heads of a group pass as its rows: 5 times faster at S = 1145, and equal to one
+    there is one query, the heads of a group pass as its rows: faster, and equal to one
     rounding (tests/model/test_attention.py).
     """
     if q.shape[2] == 1 and q.is_cpu and q.element_size() == 2:

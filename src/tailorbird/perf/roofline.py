@@ -52,7 +52,10 @@ def products(where: torch.device, rows: int, width: int, out: int) -> dict[str, 
 def _packed(x: Tensor, weight: Tensor) -> Iterator[Work]:
     """oneDNN with a weight in its own order, where this PyTorch has that."""
     if x.is_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        own = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+        try:
+            own = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+        except RuntimeError:  # a processor without instructions for this type
+            return
         yield lambda: torch.ops.mkldnn._linear_pointwise(x, own, None, "none", [], "")
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tailorbird.errors import ConfigError
 from tailorbird.infer.chat import ChatModel, ask
-from tailorbird.model.cache import StaticCache
+from tailorbird.model.cache import Cache
 from tailorbird.model.vlm import VLM
 from tailorbird.processing.pieces import encode_pieces
 
@@ -78,10 +78,10 @@ def measure(chat: ChatModel, image: Path | None, *, num_tokens: int = 32, repeat
     features = clock("connector", lambda: model.connector(patches))
     length = prompts.ids.shape[1] + num_tokens
 
-    caches: list[StaticCache] = []  # one of each prefill, for one decoding each
+    caches: list[Cache] = []  # one of each prefill, for one decoding each
 
     def prefill() -> None:
-        caches.append(StaticCache(length))
+        caches.append(model.decoder.new_cache(length))
         hidden = model.decoder(model.place(prompts.ids, features), cache=caches[-1])
         model.logits(hidden[:, -1])
 
@@ -100,7 +100,7 @@ def measure(chat: ChatModel, image: Path | None, *, num_tokens: int = 32, repeat
         num_prompt_tokens=prompts.ids.shape[1],
         num_tokens=num_tokens,
         device=str(chat.device),
-        dtype=str(chat.dtype).removeprefix("torch."),
+        dtype=chat.precision,
     )
 
 

@@ -8,6 +8,7 @@ from tailorbird.checkpoint.lerobot import OWN_VLM, Asked
 from tailorbird.checkpoint.policy import fingerprint, read_policy
 from tailorbird.data.lerobot import ACTION, STATE, LeRobotDataset, find_dataset
 from tailorbird.errors import ConfigError
+from tailorbird.model.int8 import is_int8
 from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.recipes.config import TuneConfig
@@ -56,6 +57,8 @@ def load_for(data: LeRobotDataset, folder: Path, cfg: TuneConfig) -> tuple[VLA, 
     source = str(data.root) if cfg.stats == "dataset" else None
     asked = Asked(cfg.rename, cfg.without, own.get(cfg.stats, cfg.stats), widths, source)
     model, pipeline = read_policy(folder, asked=asked)
+    if is_int8(model):
+        raise ConfigError(f"{folder} is int8, which does not learn: go on from the policy it was made from")
     pipeline = replace(pipeline, hz=data.fps)
     there = {STATE: pipeline.state.width, ACTION: pipeline.action.width}
     if there != widths:

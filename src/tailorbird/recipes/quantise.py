@@ -8,7 +8,7 @@ from tailorbird.checkpoint.policy import write_policy
 from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.errors import ConfigError
 from tailorbird.evals.scenes import fit_scenes
-from tailorbird.infer.policy import Policy, load_policy
+from tailorbird.infer.policy import Policy
 from tailorbird.infer.quant import LayerError, policy_layers, quantise
 from tailorbird.model.int8 import is_int8
 from tailorbird.progress import console, track
@@ -20,12 +20,13 @@ NUM_SCENES = 8
 
 
 def quantise_policy(
-    source: str, out: Path, *, data: Path | None, num: int, max_error: float
+    policy: Policy, out: Path, *, data: Path | None, num: int, max_error: float
 ) -> list[LayerError]:
     """Write an int8 copy of a policy, in Tailorbird's layout, with a report of each layer's error.
 
     Args:
         data: dataset whose observations calibrate; None for simulated scenes.
+        policy: becomes int8 itself.
         num: of observations, spread over the dataset; at most 8 scenes.
     Raises:
         ConfigError: nothing can be quantised, or the policy is quantised already.
@@ -33,9 +34,8 @@ def quantise_policy(
     """
     if out.exists():
         raise ConfigError(f"{out} exists: name another folder, or delete it")
-    policy = load_policy(source, device="cpu")
     if is_int8(policy.model):
-        raise ConfigError(f"{source} is int8 already")
+        raise ConfigError("the policy is int8 already")
     seen = _observations(policy, data, num)
 
     def run() -> None:
@@ -57,7 +57,9 @@ def _observations(policy: Policy, data: Path | None, num: int) -> Sequence[Obser
         raise ConfigError(f"{num} observations are too few to calibrate with: take at least 1")
     if data is None:
         seen, states_from = fit_scenes(policy.pipeline, NUM_SCENES)
-        console.print(f"calibrating on {min(num, NUM_SCENES)} simulated scenes, states from {states_from}")
+        if num > len(seen):
+            raise ConfigError(f"there are {len(seen)} scenes, not {num}: name --data for more observations")
+        console.print(f"calibrating on {num} simulated scenes, states from {states_from}")
         return seen[:num]
     dataset = LeRobotDataset(data)
     total, num = len(dataset.state), min(num, len(dataset.state))
