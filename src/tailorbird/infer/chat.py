@@ -72,8 +72,8 @@ class Stream(Iterator[str]):
 class ChatModel:
     """What `load_vlm` returns.
 
-    model: evaluated without gradients, on its device. end_ids: tokens at which an answer stops. precision: what
-    is computed in; what goes in and comes out is in `dtype`.
+    model: evaluated without gradients, on its device. end_ids: tokens at which an answer stops. precision:
+    what is computed in; what goes in and comes out is in `dtype`.
     """
 
     def __init__(self, model: LM | VLM, processor: Processor, end_ids: frozenset[int]) -> None:
