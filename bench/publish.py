@@ -89,7 +89,10 @@ VLM = {
 
 
 def policy_table(result: dict[str, Any]) -> str:
-    return rows_table(result, POLICY, "policy_cpu.json")
+    """With the most cameras; the others are in the file."""
+    most = max(row["cameras"] for row in result["rows"])
+    rows = [row for row in result["rows"] if row["cameras"] == most]
+    return rows_table({**result, "rows": rows}, POLICY, "policy_cpu.json")
 
 
 def vlm_table(result: dict[str, Any]) -> str:

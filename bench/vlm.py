@@ -43,7 +43,7 @@ from tailorbird.storage import write_json
 RESULTS = Path(__file__).parents[1] / "results"
 CFG = SMOLVLM2_256M
 PROMPTS = {1: 84, 17: 1145}  # tiles -> tokens of the prompt
-ROUNDS = {1: 7, 17: 2}
+ROUNDS = {1: 5, 17: 2}
 STEPS = 16
 TILES_AT_ONCE = 8
 TIERS = {

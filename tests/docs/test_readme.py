@@ -14,8 +14,15 @@ from lerobot_folder import write_folder
 from released import CFG, write_released
 from small_gguf import Gguf
 from synthetic import write_dataset
+from tailorbird.checkpoint.policy import write_policy
+from tailorbird.model.init import initialise
+from tailorbird.model.vla import VLA
+from tailorbird.processing.image import ImageSpec
 from tailorbird.processing.normalize import Normalizer
+from tailorbird.processing.pipeline import Pipeline
+from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.storage import read_json
+from tiny import TINY_VLA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -118,6 +125,33 @@ def test_what_the_readme_says_about_smolvla_runs(
         assert done.returncode == 0, (line, done.stdout, done.stderr)
     assert (tmp_path / "runs/verify.png").exists()
     assert (tmp_path / "runs/cubes/checkpoints/step-000002/policy_preprocessor.json").exists()
+
+
+def test_what_the_readme_says_about_speed_runs(tmp_path: Path, recorded: Path) -> None:
+    """With an untrained policy of the demo's kind, and a short recording."""
+    (found,) = re.findall(r"```\n(tailorbird quantise .*?)```", README, re.DOTALL)
+    demo, model = tmp_path / "runs/demo", VLA(replace(TINY_VLA, state_dim=4, action_dim=4, num_steps=2))
+    initialise(model, 0)
+    values = Normalizer(mean=(0.0,) * 4, std=(1.0,) * 4)
+    pipeline = Pipeline(
+        cameras=("corner2",),
+        image=ImageSpec(size=16),
+        state=values,
+        action=values,
+        tokenizer=InstructionTokenizer(train_tokenizer(["push the puck to the target"], 290), 64),
+        hz=20.0,
+    )
+    (demo / "policy").mkdir(parents=True)
+    write_policy(demo / "policy", model.state_dict(), model.cfg, pipeline)
+    (demo / "dataset").symlink_to(recorded)
+    smaller = {"rollout": "--seeds 1 --max-s 0.4 --film-size 64 --sim.size 48 --workers 1"}
+    for line in found.strip().splitlines():
+        words = shlex.split(line)[1:]
+        words = [sys.executable, "-m", "tailorbird", *words, *shlex.split(smaller.get(words[0], ""))]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    for made in ("int8/int8.json", "int8-rollout/result.json", "trace.json", "policy.onnx"):
+        assert (tmp_path / "runs" / made).exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)

@@ -23,6 +23,7 @@ from tailorbird.errors import ConfigError, MissingStats
 from tailorbird.evals.results import load_conditions, table
 from tailorbird.model.build import build_model
 from tailorbird.model.config import ModelConfig
+from tailorbird.model.int8 import is_int8
 from tailorbird.model.sizes import SIZES
 from tailorbird.processing.image import ImageSpec
 from tailorbird.processing.normalize import Scale
@@ -103,7 +104,8 @@ def _policy(folder: Path) -> list[RenderableType]:
     source = {"vlm": str(theirs.get("vlm_model_name", VLM))} if theirs else {}
     facts = {
         **source,
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": f"{sum(p.numel() for p in build_model(cfg, 'meta').parameters()):,}",
+        **({"weights": "int8, for the engine openvino"} if is_int8(model) else {}),
         "cameras": ", ".join(pipeline.cameras),
         "pictures": f"{pipeline.image.size} px, {part}",
         "state": _scaled(pipeline.state, pipeline.state_dim, modes.get("STATE")),

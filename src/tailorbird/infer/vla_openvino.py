@@ -65,7 +65,8 @@ class CompiledSight(nn.Module):
         self._call = Compiled(FlatSight(vlm), [torch.zeros(1, 3, side, side)], dtype, vlm.cfg.vision.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self._call(pixels)[0]
+        # one by one: what a picture becomes on the way stays in the processor's cache
+        return torch.cat([self._call(picture)[0] for picture in pixels.split(1)])
 
 
 class CompiledStep(nn.Module):

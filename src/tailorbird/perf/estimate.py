@@ -188,7 +188,7 @@ def _stages(found: Estimate) -> Table:
 
 
 def _memory(found: Estimate) -> Table:
-    rows = _table("peak memory of a process on a CPU, MiB", "", *found.memory)
+    rows = _table("peak memory of a process on a CPU, engine torch, MiB", "", *found.memory)
     parts = {dtype: {**asdict(one), "all": one.total} for dtype, one in found.memory.items()}
     for name in next(iter(parts.values())):
         if name == "all":
