@@ -1,5 +1,7 @@
 """Policies of lerobot: described, and asked whether the simulator shows what they look at."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from hub import environment, serving
 from lerobot_folder import write_folder
 from tailorbird.errors import ConfigError, MissingStats
 from tailorbird.evals.config import RolloutConfig
@@ -66,7 +69,18 @@ def test_the_simulator_can_say_which_statistics_a_policy_is_to_use(tmp_path: Pat
     assert open_policy(folder, replace(cfg, stats="so100")).pipeline.state.width == 5
 
 
-def test_a_policy_of_the_hub_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_of_the_hub_is_described(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "it")
-    monkeypatch.setattr("tailorbird.evals.describe.find_model", lambda name, inner: {"me/it": folder}[name])
-    assert printed("me/it") == printed(folder)
+
+    def info(what: object, endpoint: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tailorbird", "info", str(what)],
+            env=environment(tmp_path / "home", endpoint),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    with serving(folder, "models", "me/it", []) as endpoint:
+        assert info("me/it", endpoint) == info(folder, endpoint)

@@ -1,4 +1,7 @@
-"""CUDA graphs: what a call launches, recorded once for its sizes, replayed as a whole. The exact tier."""
+"""CUDA graphs: what a call launches, recorded once for its sizes, replayed as a whole. The exact tier.
+
+It has not run on a GPU yet: tests/infer/test_graphs.py does where there is one.
+"""
 
 import threading
 import warnings
@@ -16,7 +19,7 @@ from tailorbird.types import Inputs
 
 WARM_UP = 3  # calls before the recording: libraries set up their workspaces
 KEPT = 8  # recordings; each keeps its intermediate results
-WORDS = 16  # instructions are padded to a multiple of it, so that not every length is recorded; exact
+WORDS = 16  # instructions are padded to a multiple of it, so that not every length is recorded
 
 
 class _Recording(NamedTuple):
@@ -77,7 +80,9 @@ class Replayed:
         now.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # that nothing was recorded is a warning only
+            warnings.filterwarnings(
+                "error", ".*graph is empty.*"
+            )  # recorded on another device: only a warning
             # memory that other threads ask for meanwhile is none of this recording's business
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 outputs = self._function(*static)
@@ -87,7 +92,8 @@ class Replayed:
 class ReplayedVLA(VLA):
     """A policy with two recordings for each number of robots, cameras and words: of reading, of acting.
 
-    The second alone is a tick that reuses what was read. It shares the model's weights.
+    The second alone is a tick that reuses what was read. It shares the model's weights, and acts as it does,
+    bit for bit if the instruction has a multiple of `WORDS` tokens, else to the rounding that padding costs.
     """
 
     def __init__(self, model: VLA) -> None:

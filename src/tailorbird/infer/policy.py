@@ -128,7 +128,7 @@ def load_policy(
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first GPU if there is one.
         dtype: of what the release has in bfloat16, or of all that is compiled; None is float32, in which a
             policy of lerobot acts as there, or what Tailorbird's own layout has, int8 too.
-        engine: "torch" is exact, and so is "graphs", which records CUDA graphs. "openvino" compiles for the
+        engine: "torch" is exact, and so to rounding is "graphs", of CUDA. "openvino" compiles for the
             CPU, in float32, bfloat16 or int8, to the tolerance that tests/infer/test_vla_openvino.py states.
         revision: branch, tag or commit on the hub.
         changes: see `Changes`.

@@ -29,7 +29,8 @@ def quantise(
 ) -> list[LayerError]:
     """Give layers int8 weights, except those whose outputs change by more than `max_error`.
 
-    Both weights and inputs are rounded when the errors are measured, as the compiled model does.
+    Both weights and inputs are rounded when the errors are measured, inputs in groups of about the size that
+    the compiled model takes.
 
     Args:
         layers: by their names in the model.

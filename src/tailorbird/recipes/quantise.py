@@ -25,8 +25,8 @@ def quantise_policy(
     """Write an int8 copy of a policy, in Tailorbird's layout, with a report of each layer's error.
 
     Args:
-        data: dataset whose observations calibrate; None for simulated scenes.
         policy: becomes int8 itself.
+        data: dataset whose observations calibrate; None for simulated scenes.
         num: of observations, spread over the dataset; at most 8 scenes.
     Raises:
         ConfigError: nothing can be quantised, or the policy is quantised already.
