@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.perf.results import cell, regressions, tables
+from tailorbird.perf.results import NAMES, cell, regressions, tables
+from tailorbird.storage import read_json
 
+ROOT = Path(__file__).parents[2]
 STAMP = {"command": "make bench-policy", "commit": "c0ffee", "hardware": "a machine", "date": "2026-01-02"}
 ROW = {
     "path": "openvino",
@@ -135,3 +137,9 @@ def test_scaling_names_where_each_stage_dominates() -> None:
         for num, ms in costs
     ]
     assert turns(rows) == ["m, steps: vision at 1 to 2, steps at 5 to 10"]
+
+
+def test_every_stored_row_is_known_by_names_of_its_own() -> None:
+    for name in ("policy", "vlm", "pixels"):
+        rows = read_json(ROOT / "results" / f"{name}{'' if name == 'pixels' else '_cpu'}.json")["rows"]
+        assert len({tuple(row.get(key) for key in NAMES) for row in rows}) == len(rows)

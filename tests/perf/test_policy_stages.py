@@ -44,7 +44,7 @@ def scene(policy: Policy) -> Observation:
     return fit_scenes(policy.pipeline, 2)[0][0]
 
 
-def test_a_timed_call_is_the_call_itself(policy: Policy) -> None:
+def test_a_timed_call_has_every_stage_and_leaves_the_policy_as_it_was(policy: Policy) -> None:
     seen = scene(policy)
     policy.reset(3)
     plain = policy.act(seen)

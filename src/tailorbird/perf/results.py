@@ -46,14 +46,8 @@ HEADINGS = {
 FILE_ONLY = {"ms_spread", "peer", "reuse_share"}  # what a terminal has no room for
 SHARES = {"share_of_floor", "reuse_share"}
 TIMES = {"ratio", "ratio_to_float32"}  # how many times as fast, where there is a peer's time
-NAMES = (
-    "path",
-    "dtype",
-    "stage",
-    "cameras",
-    "tiles",
-    "context",
-)  # of these as many as a row has, it is known by
+# of these as many as a row has, it is known by
+NAMES = ("path", "dtype", "stage", "cameras", "tiles", "context", "px", "frames", "split")
 MARGIN = 0.25  # runs on a shared machine differ by less
 
 
