@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Compiled:
         """
         openvino = import_openvino()
         model = trace(module, example)
-        core = openvino.Core()
+        core = find_core()
         self._request = core.compile_model(model, "CPU", settings(core, dtype, width)).create_infer_request()
         self._num_outputs = len(model.outputs)
         self._tensor, self._lock = openvino.Tensor, threading.Lock()
@@ -144,6 +145,16 @@ def import_openvino() -> Any:
             "the engine torch"
         ) from None
     return openvino
+
+
+@cache
+def find_core() -> ov.Core:
+    """The one of this process, which lives as long as it does.
+
+    Each core, when it dies, frees the stack on which signals are handled: after that of several, OpenVINO
+    2026.4 leaves none, and the next Ctrl-C is a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 def _plain(value: Tensor) -> Array:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
 from tailorbird.infer.config import Precision
-from tailorbird.infer.openvino import Compiled, find_name, import_openvino, settings, trace
+from tailorbird.infer.openvino import Compiled, find_core, find_name, import_openvino, settings, trace
 from tailorbird.infer.stateful import hold, pack_int4, widen_heads
 from tailorbird.infer.vla_openvino import CompiledSight
 from tailorbird.model.cache import KV, Cache
@@ -177,7 +177,7 @@ def _compile(decoder: Decoder, dtype: Precision) -> ov.CompiledModel:
     model.reshape(dict(zip(model.inputs, map(openvino.PartialShape, shapes), strict=True)))
     hold(model, num_held, (cfg.num_kv_heads, cfg.head_dim))
     widen_heads(model, cfg.num_heads // cfg.num_kv_heads)
-    options = settings(core := openvino.Core(), dtype, cfg.width)
+    options = settings(core := find_core(), dtype, cfg.width)
     if dtype == "int4":
         pack_int4(model)
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP  # of activations: no wider than those of weights
