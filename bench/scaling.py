@@ -98,9 +98,10 @@ def measure(policy: Policy, model: str, axis: str, value: int) -> Row:
 
 
 def _grouped(ms: dict[str, float]) -> dict[str, float]:
-    """All steps as one stage."""
+    """All steps as one stage, and the state's place with the others of the prefix."""
     steps = sum(one for stage, one in ms.items() if stage.startswith("step"))
-    return {stage: steps if stage == "steps" else ms[stage] for stage in STAGES}
+    merged = {**ms, "prefix": ms["prefix"] + ms["state"], "steps": steps}
+    return {stage: merged[stage] for stage in STAGES}
 
 
 def _longest(stages: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tailorbird.model.config import DecoderConfig, ExpertConfig, VisionConfig, VLAConfig, VLMConfig
-from tailorbird.model.vla import VLA
+from tailorbird.model.vla import VLA, Reading
 from tailorbird.types import Inputs
 
 TINY_VLA = VLAConfig(
@@ -56,8 +56,13 @@ def observed(cfg: VLAConfig, batch: int, cameras: int, words: int = 6) -> Inputs
     )
 
 
+def look(model: VLA, seen: Inputs) -> Reading:
+    sights = model.see(seen.pixels.flatten(0, 1)).unflatten(0, seen.pixels.shape[:2])  # (B, N, tokens, C)
+    return model.look(sights, seen.ids, seen.ids_valid)
+
+
 @torch.inference_mode()
 def act(model: VLA, seen: Inputs) -> Tensor:
     shape = (len(seen.ids), model.cfg.chunk, model.cfg.action_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    return model.sample(model.encode(seen), noise)
+    return model.act_on(look(model, seen), seen.state, noise)

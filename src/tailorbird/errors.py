@@ -6,6 +6,8 @@
     |-- DataError          a dataset, episode, frame or observation that cannot be used
     |   `-- MissingStats   normalisation was asked for a feature without statistics
     |-- SimulatorError     the simulator or its renderer cannot start
+    |-- RobotError         a motor or camera of a robot does not answer, or is not calibrated
+    |-- ConnectionLost     the policy server is away, or too late
     |-- StorageError       the disk is full, read-only, or refused to sync
     `-- Interrupted        a person stopped it; what was done is saved
 
@@ -34,6 +36,14 @@ class MissingStats(DataError):  # noqa: N818 (reads as what happened)
 
 
 class SimulatorError(TailorbirdError, RuntimeError):
+    pass
+
+
+class RobotError(TailorbirdError, RuntimeError):
+    pass
+
+
+class ConnectionLost(TailorbirdError, ConnectionError):  # noqa: N818 (reads as what happened)
     pass
 
 

@@ -85,7 +85,7 @@ def test_instructions_of_many_lengths_share_a_recording() -> None:
     for words in (3, 9, 16):
         seen = observed(model.cfg, 1, 2, words)
         torch.testing.assert_close(act(replayed, seen), act(model, seen), rtol=1e-5, atol=1e-6)
-    assert len(replayed._encode._recordings) == 1
+    assert len(replayed._look._recordings) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to record")

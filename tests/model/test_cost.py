@@ -53,34 +53,37 @@ def check_policy(cfg: VLAConfig, *, cameras: int, words: int, batch: int) -> Non
     model, seen = read(cfg, cameras, words, batch)
     found = policy_cost(cfg, cameras=cameras, words=words, batch=batch)
     vision, _ = counted(lambda: model.embed_images(seen.pixels))
-    both, prefix = counted(lambda: model.encode(seen))
+    sights = torch.empty(batch, cameras, cfg.vlm.tokens_per_image, cfg.vlm.decoder.width, device="meta")
+    looking, scene = counted(lambda: model.look(sights, seen.ids, seen.ids_valid))
+    state, prefix = counted(lambda: model.feel(scene, seen.state))
     x_t = torch.empty(batch, cfg.chunk, cfg.action_dim, device="meta")
     t = torch.empty(batch, device="meta")
     step, _ = counted(lambda: model.velocity(x_t, t, prefix))
     whole, _ = counted(lambda: model.sample(model.encode(seen), x_t))
     assert {name: cost.flops for name, cost in found.items()} == {
         "vision": vision,
-        "prefix": both - vision,
+        "prefix": looking,
+        "state": state,
         "step": step,
     }
     assert sum(cost.flops for cost in chunk_cost(found, cfg).values()) == whole
-    check_policy_bytes(model, found, prefix.valid.numel())
+    check_policy_bytes(model, found, prefix.valid.numel(), batch)
 
 
-def check_policy_bytes(model: VLA, found: dict[str, Cost], positions: int) -> None:
+def check_policy_bytes(model: VLA, found: dict[str, Cost], positions: int, batch: int) -> None:
     vlm, expert = model.vlm, model.expert
     cross = [block.attn for block in expert.blocks if isinstance(block, CrossBlock)]
     projections = num_parameters(*(part for attn in cross for part in (attn.key, attn.value)))
     ends = num_parameters(model.action_in, model.time_in, model.time_out, model.action_out)
     *blocks, last = vlm.decoder.blocks
-    read = num_parameters(
-        *blocks, last.norm_1, last.attn.qkv, model.state_in
-    )  # and few rows of the embedding
+    read = num_parameters(*blocks, last.norm_1, last.attn.qkv)  # and few rows of the embedding
     assert found["vision"].weights == num_parameters(vlm.vision, vlm.connector)
     assert found["prefix"].weights == read + projections
+    assert found["state"].weights == read + projections + num_parameters(model.state_in)
     assert found["step"].weights == num_parameters(expert) - projections + ends
     kv = 2 * vlm.decoder.cfg.num_kv_heads * vlm.decoder.cfg.head_dim
     assert found["step"].cached == len(expert.blocks) * positions * kv
+    assert found["state"].cached == len(blocks) * (positions - batch) * kv
     assert (found["vision"].cached, found["prefix"].cached) == (0, 0)
 
 

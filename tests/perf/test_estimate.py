@@ -150,7 +150,7 @@ def test_the_command_prints_json(typed: Typed) -> None:
     assert found["devices"][0]["source"].startswith("measured")
     assert found["devices"][1]["flops"]["bfloat16"] == 121e12
     assert found["memory_bytes"]["float32"]["total"] > found["memory_bytes"]["float32"]["weights"]
-    assert found["stages"].keys() == {"vision", "prefix", "steps"}
+    assert found["stages"].keys() == {"vision", "prefix", "state", "steps"}
 
 
 def test_options_of_an_estimate_without_an_estimate_are_refused(typed: Typed) -> None:

@@ -21,7 +21,7 @@ from tailorbird.perf.acting import is_policy, measure_policy, table
 from tailorbird.perf.trace import time_stages, write_trace
 from tailorbird.wire import Observation
 
-STAGES = ["prepare", "vision", "prefix", *(f"step {i + 1}" for i in range(MODEL.num_steps)), "write"]
+STAGES = ["prepare", "vision", "prefix", "state", *(f"step {i + 1}" for i in range(MODEL.num_steps)), "write"]
 Typed = Callable[..., tuple[int | str | None, str]]
 DEVICE = Device("a device", {"float32": 1e12, "bfloat16": 2e12}, 1e10, "made up")
 
@@ -71,19 +71,19 @@ def test_stages_with_work_have_a_floor_and_shares_add_up(policy: Policy) -> None
     assert sum(shares[:-1]) == pytest.approx(100, abs=1)
 
 
-def test_recorded_calls_are_two_stages_with_the_floors_of_what_they_hold(folder: Path) -> None:
+def test_what_is_recorded_is_one_stage_each_with_the_floors_of_what_they_hold(folder: Path) -> None:
     """On a CPU nothing is recorded, and the stages are the same."""
     plain = load_policy(folder, device="cpu")
     replayed = Policy(ReplayedVLA(plain.model), plain.pipeline)
     found, exact = (measure_policy(policy, scene(policy), DEVICE, repeats=1) for policy in (replayed, plain))
-    assert list(found.ms) == ["prepare", "encode", "denoise", "write"]
+    assert list(found.ms) == ["prepare", "vision", "prefix", "denoise", "write"]
     assert found.engine == "graphs"
     assert sum(found.floors_ms.values()) == pytest.approx(sum(exact.floors_ms.values()))
 
 
 def test_two_calls_of_the_expert_a_step_are_two_lines(folder: Path) -> None:
     policy = load_policy(folder, device="cpu", num_steps=2, solver="heun")
-    assert list(time_stages(policy, [scene(policy)]))[3:-1] == [f"step {i}" for i in (1, 2, 3, 4)]
+    assert list(time_stages(policy, [scene(policy)]))[4:-1] == [f"step {i}" for i in (1, 2, 3, 4)]
 
 
 def test_the_trace_has_every_stage_as_an_event_inside_the_call(policy: Policy, tmp_path: Path) -> None:

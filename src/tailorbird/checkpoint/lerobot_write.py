@@ -37,7 +37,7 @@ from tailorbird.storage import write_json
 def write_lerobot(folder: Path, weights: Mapping[str, Tensor], cfg: VLAConfig, pipeline: Pipeline) -> None:
     """All files into an existing folder; `storage.new_folder` makes it all or nothing.
 
-    Raises ConfigError if lerobot does not have the model's solver.
+    Raises ConfigError if lerobot does not have the model's solver or its views.
     """
     config = lerobot_config(cfg, pipeline)
     words = (pipeline.lerobot or {}).get(WORDS, config["vlm_model_name"])
@@ -71,6 +71,16 @@ def lerobot_config(cfg: VLAConfig, pipeline: Pipeline) -> dict[str, Any]:
         raise ConfigError(
             f"lerobot has steps of Euler only, and this policy's solver is {cfg.solver}: save it with "
             "solver='euler', and choose the other one whenever it is loaded"
+        )
+    if cfg.max_delay:
+        raise ConfigError(
+            f"lerobot cannot go on from given actions, and this policy learned to ({cfg.max_delay=}): "
+            "save it in Tailorbird's own layout, replace(pipeline, lerobot=None)"
+        )
+    if cfg.views != "joint":
+        raise ConfigError(
+            f"lerobot reads cameras one after the other, and this policy pools them (views={cfg.views!r}): "
+            "save it in Tailorbird's own layout, replace(pipeline, lerobot=None), or with views='joint'"
         )
     old = {key: value for key, value in pipeline.lerobot.items() if key not in {*NEWER, WORDS, NAMES}}
     inputs, modes = old.get("input_features") or {}, {**MODES, **(old.get("normalization_mapping") or {})}

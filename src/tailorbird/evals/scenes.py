@@ -64,7 +64,9 @@ def blackened(seen: Sequence[Observation], camera: str) -> list[Observation]:
 
 def swapped(seen: Sequence[Observation]) -> list[Observation]:
     """The same with the pictures of the cameras in reverse order."""
-    return [_replaced(one, dict(zip(one.images, reversed(one.images.values()), strict=True))) for one in seen]
+    return [
+        _replaced(one, dict(zip(one.images, reversed([*one.images.values()]), strict=True))) for one in seen
+    ]
 
 
 def retold(seen: Sequence[Observation]) -> list[Observation]:

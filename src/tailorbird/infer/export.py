@@ -41,6 +41,7 @@ def export_policy(policy: Policy, out: Path) -> float:
 
     Its inputs are what `Pipeline.read` makes, its output is what `Pipeline.write` takes; the settings of both
     and the tokenizer are in the metadata of an .onnx, or in an extra file of a .pt2: "tailorbird".
+    Chunks begin freely: what a robot is committed to is no input.
 
     Returns:
         The largest difference of an action from ours, in shares of the largest action.

@@ -6,7 +6,7 @@ It has not run on a GPU yet: tests/infer/test_graphs.py does where there is one.
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailorbird.model.cache import KV
-from tailorbird.model.vla import VLA, Prefix
-from tailorbird.types import Inputs
+from tailorbird.model.flow import Guide
+from tailorbird.model.vla import VLA, Reading
 
 WARM_UP = 3  # calls before the recording: libraries set up their workspaces
 KEPT = 8  # recordings; each keeps its intermediate results
@@ -90,10 +90,11 @@ class Replayed:
 
 
 class ReplayedVLA(VLA):
-    """A policy with two recordings for each number of robots, cameras and words: of reading, of acting.
+    """A policy with three kinds of recordings, for each number of robots, cameras and words.
 
-    The second alone is a tick that reuses what was read. It shares the model's weights, and acts as it does,
-    bit for bit if the instruction has a multiple of `WORDS` tokens, else to the rounding that padding costs.
+    Of the image tower, of reading a scene, and of acting on one: the last alone is a tick that reuses what
+    was read. It shares the model's weights, and acts as it does, bit for bit if the instruction has a
+    multiple of `WORDS` tokens, else to the rounding that padding costs. A gradient is never recorded.
     """
 
     def __init__(self, model: VLA) -> None:
@@ -101,25 +102,43 @@ class ReplayedVLA(VLA):
         self.cfg, self.vlm, self.expert = model.cfg, model.vlm, model.expert
         for name in ("state_in", "action_in", "time_in", "time_out", "action_out"):
             self.add_module(name, model.get_submodule(name))
-        self._encode, self._sample = Replayed(self._flat_encode), Replayed(self._flat_sample)
+        self._see, self._look = Replayed(self._flat_see), Replayed(self._flat_look)
+        self._act_on, self._go_on = Replayed(self._flat_act_on), Replayed(self._flat_go_on)
 
-    def encode(self, seen: Inputs) -> Prefix:
-        room = -seen.ids.shape[1] % WORDS
-        ids, ids_valid = F.pad(seen.ids, (0, room)), F.pad(seen.ids_valid, (0, room))
-        valid, *kv = self._encode(seen.pixels, ids, ids_valid, seen.state)
-        return _prefix(valid, kv)
+    def see(self, pixels: Tensor) -> Tensor:
+        return self._see(pixels)[0]
 
-    def sample(self, prefix: Prefix, noise: Tensor) -> Tensor:
-        kv = [part for layer in prefix.layers for part in layer]
-        return self._sample(noise, prefix.valid, *kv)[0]
+    def look(self, sights: Tensor, ids: Tensor, ids_valid: Tensor) -> Reading:
+        room = -ids.shape[1] % WORDS
+        return self._reading(self._look(sights, F.pad(ids, (0, room)), F.pad(ids_valid, (0, room))))
 
-    def _flat_encode(self, pixels: Tensor, ids: Tensor, valid: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-        prefix = super().encode(Inputs(pixels=pixels, ids=ids, ids_valid=valid, state=state))
-        return (prefix.valid, *(part for layer in prefix.layers for part in layer))
+    def act_on(self, scene: Reading, state: Tensor, noise: Tensor, guide: Guide | None = None) -> Tensor:
+        if guide is None:
+            return self._act_on(state, noise, *_flat(scene))[0]
+        if not self.cfg.max_delay:
+            return super().act_on(scene, state, noise, guide)
+        return self._go_on(guide.target, guide.weight, state, noise, *_flat(scene))[0]
 
-    def _flat_sample(self, noise: Tensor, valid: Tensor, *kv: Tensor) -> tuple[Tensor, ...]:
-        return (super().sample(_prefix(valid, list(kv)), noise),)
+    def _flat_see(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (super().see(pixels),)
+
+    def _flat_look(self, sights: Tensor, ids: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        return _flat(super().look(sights, ids, valid))
+
+    def _flat_act_on(self, state: Tensor, noise: Tensor, *scene: Tensor) -> tuple[Tensor, ...]:
+        return (super().act_on(self._reading(scene), state, noise),)
+
+    def _flat_go_on(
+        self, target: Tensor, weight: Tensor, state: Tensor, noise: Tensor, *scene: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (super().act_on(self._reading(scene), state, noise, Guide(target, weight)),)
+
+    def _reading(self, flat: Sequence[Tensor]) -> Reading:
+        valid, *kv = flat
+        pairs = [KV(k, v) for k, v in zip(kv[::2], kv[1::2], strict=True)]
+        num = self.cfg.vlm.decoder.num_layers
+        return Reading(pairs[:num], pairs[num:], valid)
 
 
-def _prefix(valid: Tensor, kv: list[Tensor]) -> Prefix:
-    return Prefix([KV(k, v) for k, v in zip(kv[::2], kv[1::2], strict=True)], valid)
+def _flat(scene: Reading) -> tuple[Tensor, ...]:
+    return (scene.valid, *(part for kv in [*scene.layers, *scene.projected] for part in kv))

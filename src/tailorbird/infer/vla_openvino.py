@@ -1,4 +1,6 @@
-"""SmolVLA on the CPU: three compiled calls, the scene, its reading and a step, and torch between them."""
+"""SmolVLA on the CPU: three compiled calls, pictures, reading and a step, and torch between them."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +32,18 @@ class FlatSight(nn.Module):
 
 
 class FlatReading(nn.Module):
-    """The decoder, and the expert's projections of its keys and values."""
+    """`VLA.read`: a scene, of which nothing is past, and the state's one place, of which the scene is."""
 
     def __init__(self, decoder: Decoder, expert: Expert) -> None:
         super().__init__()
         self.decoder, self.expert = decoder, expert
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        cache = DenseCache()
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        cache = DenseCache(_pairs(past))
+        before = cache.length
         self.decoder.fill_at(x, (cos, sin), mask, cache)
-        return tuple(part for kv in self.expert.project(cache.layers) for part in kv)
+        new = cache.since(before)
+        return tuple(part for kv in [*new, *self.expert.project(new)] for part in kv)
 
 
 class FlatStep(nn.Module):
@@ -77,7 +81,7 @@ class CompiledStep(nn.Module):
         cfg, decoder = model.cfg, model.cfg.vlm.decoder
         view = view_of(decoder, torch.ones(1, 3, dtype=torch.bool), 2)
         kv = [torch.zeros(1, decoder.num_kv_heads, 3, decoder.head_dim)] * (2 * cfg.expert.num_layers)
-        x_t, time = torch.zeros(1, 2, cfg.action_dim), torch.zeros(1, cfg.expert.width)
+        x_t, time = torch.zeros(1, 2, cfg.action_dim), torch.zeros(1, 1, cfg.expert.width)
         self._call = Compiled(FlatStep(model), [x_t, time, *_flat(view), *kv], dtype, cfg.expert.width)
         self._last: tuple[list[KV], View, Held] | None = None
 
@@ -92,7 +96,9 @@ class CompiledStep(nn.Module):
 class CompiledVLA(VLA):
     """A policy whose image tower, decoder and expert are compiled. What lies between them is the VLA's own.
 
-    It takes over the model, of which it leaves the words' table only.
+    It takes over the model, of which it leaves the words' table only. One compiled reading, with one copy of
+    the weights, serves the scene and the state: a state that comes while a scene is read waits for that, but
+    not for the image tower.
     """
 
     def __init__(self, model: VLA, dtype: Precision) -> None:
@@ -106,22 +112,30 @@ class CompiledVLA(VLA):
         self.vlm.set_submodule("connector", nn.Identity())
 
     def _compile_reading(self, model: VLA, dtype: Precision) -> Compiled:
-        decoder, mask = model.vlm.decoder, torch.ones(1, 1, 3, 3, dtype=torch.bool)
+        decoder, mask = model.vlm.decoder, torch.ones(1, 1, 3, 5, dtype=torch.bool)
         x, rope = torch.zeros(1, 3, decoder.cfg.width), self._rope(torch.arange(3)[None])
-        return Compiled(FlatReading(decoder, model.expert), [x, *rope, mask], dtype, decoder.cfg.width)
+        example = [x, *rope, mask, *self._past(1, 2)]
+        return Compiled(FlatReading(decoder, model.expert), example, dtype, decoder.cfg.width)
+
+    def _past(self, batch: int, num: int) -> list[Tensor]:
+        """Keys and values of the decoder's layers at `num` places."""
+        cfg = self.cfg.vlm.decoder
+        return [torch.zeros(batch, cfg.num_kv_heads, num, cfg.head_dim)] * (2 * cfg.num_layers)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cfg = self.cfg.vlm.decoder
         return rotary(positions, cfg.head_dim, cfg.rope_theta)
 
-    def read(self, parts: list[Tensor], positions: Tensor, mask: Tensor) -> list[KV]:
-        return _pairs(self._read(torch.cat(parts, dim=1), *self._rope(positions), mask))
+    def read(self, x: Tensor, positions: Tensor, mask: Tensor, past: list[KV]) -> tuple[list[KV], list[KV]]:
+        flat = [part for kv in past for part in kv] or self._past(len(x), 0)
+        found = self._read(x, *self._rope(positions), mask, *flat)
+        return _pairs(found[: len(flat)]), _pairs(found[len(flat) :])
 
     def step(self, x_t: Tensor, time: Tensor, layers: list[KV], view: View) -> Tensor:
         return self.action_out(x_t, time, layers, view)
 
 
-def _pairs(parts: list[Tensor]) -> list[KV]:
+def _pairs(parts: Sequence[Tensor]) -> list[KV]:
     return [KV(k, v) for k, v in zip(parts[::2], parts[1::2], strict=True)]
 
 

@@ -1,5 +1,6 @@
 """Key/value caches. A model takes one as an argument and asks it for the keys to attend to."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,12 +28,16 @@ class Cache(Protocol):
 class DenseCache:
     """Grows by concatenation. Simple, exact, and what a prefix is collected in."""
 
-    def __init__(self) -> None:
-        self.layers: list[KV] = []
+    def __init__(self, layers: Sequence[KV] = ()) -> None:
+        self.layers = list(layers)
 
     @property
     def length(self) -> int:
         return self.layers[0].k.shape[2] if self.layers else 0
+
+    def since(self, length: int) -> list[KV]:
+        """What came behind the first `length` positions, a layer each."""
+        return [KV(k[:, :, length:], v[:, :, length:]) for k, v in self.layers]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> KV:
         if layer == len(self.layers):

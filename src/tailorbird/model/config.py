@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from tailorbird.errors import ConfigError
 
 Solver = Literal["euler", "heun", "midpoint"]
+Views = Literal["joint", "mean", "max", "attention"]
 
 
 def _require_sizes(cfg: Any) -> None:
@@ -131,6 +132,10 @@ class VLAConfig:
 
     image_start, image_end: ids of the tokens around every image, none in smolvla_base. An image that is not
     there takes no token, but the release that has such tokens keeps them for each of `empty_images`.
+    views: joint reads the cameras one after the other, as SmolVLA does; the others pool their tokens into the
+    places of one camera, so that more cameras make the scene no longer.
+    max_delay: the most actions at a chunk's head that were given in training, for the others to go on from; 0
+    if none ever were, as in the releases.
     """
 
     vlm: VLMConfig
@@ -145,6 +150,8 @@ class VLAConfig:
     image_start: tuple[int, ...] = ()
     image_end: tuple[int, ...] = ()
     empty_images: int = 0
+    views: Views = "joint"
+    max_delay: int = 0
 
     def __post_init__(self) -> None:
         _require_sizes(self)
@@ -154,8 +161,14 @@ class VLAConfig:
                 f"{self.expert.num_layers} expert layers"
             )
         self._require_one_reading()
+        if self.max_delay >= self.chunk:
+            raise ConfigError(
+                f"{self.max_delay=} leaves nothing to learn of a chunk of {self.chunk} actions: give fewer"
+            )
         if self.solver not in get_args(Solver):
             raise ConfigError(f"no solver {self.solver!r}: there are {', '.join(get_args(Solver))}")
+        if self.views not in get_args(Views):
+            raise ConfigError(f"no views {self.views!r}: there are {', '.join(get_args(Views))}")
         if min(self.min_period, self.max_period) <= 0:
             raise ConfigError(f"{self.min_period=} and {self.max_period=} must be above 0")
         vocab = self.vlm.decoder.vocab

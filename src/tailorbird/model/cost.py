@@ -95,34 +95,38 @@ def floor_s(stages: Iterable[Cost], device: Device, dtype: str) -> float:
 def prefix_length(cfg: VLAConfig, cameras: int, words: int) -> int:
     """Positions that the expert reads: images with the tokens around them, words, state."""
     around = len(cfg.image_start) + len(cfg.image_end)
-    return cameras * (cfg.vlm.tokens_per_image + around) + cfg.empty_images * around + words + 1
+    pictures = cameras if cfg.views == "joint" else 1
+    return pictures * (cfg.vlm.tokens_per_image + around) + cfg.empty_images * around + words + 1
 
 
 def policy_cost(cfg: VLAConfig, *, cameras: int, words: int, batch: int = 1) -> dict[str, Cost]:
-    """One observation and one call of the expert: "vision", "prefix", "step", in running order.
+    """One observation and one call of the expert: "vision", "prefix", "state", "step", in running order.
 
     words: tokens of the instruction, with padding where it is computed. `chunk_cost` makes the whole of it.
     """
     decoder, expert = cfg.vlm.decoder, cfg.expert
     places = prefix_length(cfg, cameras, words)
     kv = decoder.num_kv_heads * decoder.head_dim
-    prefix = _linear(batch, cfg.state_dim, decoder.width, bias=True) + _filled(decoder, batch, places)
+    prefix = _filled(decoder, batch, places - 1)
+    state = _linear(batch, cfg.state_dim, decoder.width, bias=True) + _filled(decoder, batch, 1, places - 1)
     step = _ends(cfg, batch)
     for layer in range(expert.num_layers):
         if expert.is_cross(layer):
-            prefix += _linear(batch * places, kv, kv) * 2
+            prefix += _linear(batch * (places - 1), kv, kv) * 2
+            state += _linear(batch, kv, kv) * 2
             step += _cross_block(decoder, expert, batch, cfg.chunk, places)
         else:
             step += _block(decoder, expert.width, expert.mlp_dim, batch, cfg.chunk, places)
     images = batch * cameras
     vision = _vision(cfg.vlm.vision, images) + _connector(cfg.vlm, images)
-    return {"vision": vision, "prefix": prefix, "step": step}
+    return {"vision": vision, "prefix": prefix, "state": state, "step": step}
 
 
 def chunk_cost(stages: Mapping[str, Cost], cfg: VLAConfig) -> dict[str, Cost]:
     """What `policy_cost` gives, with "steps" in the place of "step": all calls of the expert for a chunk."""
     calls = cfg.num_steps * (1 if cfg.solver == "euler" else 2)
-    return {"vision": stages["vision"], "prefix": stages["prefix"], "steps": stages["step"] * calls}
+    once = {name: cost for name, cost in stages.items() if name != "step"}
+    return {**once, "steps": stages["step"] * calls}
 
 
 def vlm_cost(
@@ -213,10 +217,10 @@ def _decoder(cfg: DecoderConfig, batch: int, tokens: int, past: int) -> Cost:
     return block * cfg.num_layers + Cost(weights=cfg.width)
 
 
-def _filled(cfg: DecoderConfig, batch: int, tokens: int) -> Cost:
+def _filled(cfg: DecoderConfig, batch: int, tokens: int, past: int = 0) -> Cost:
     """`Decoder.fill`: the last block makes queries, keys and values, and no more."""
     heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
-    block = _block(cfg, cfg.width, cfg.mlp_dim, batch, tokens, 0)
+    block = _block(cfg, cfg.width, cfg.mlp_dim, batch, tokens, past)
     last = _linear(batch * tokens, cfg.width, heads) + Cost(weights=cfg.width)
     return block * (cfg.num_layers - 1) + last
 

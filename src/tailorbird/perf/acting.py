@@ -63,10 +63,7 @@ def measure_policy(policy: Policy, seen: Observation, device: Device, *, repeats
     dtype = kind.removeprefix("torch.")
     costs = policy_cost(model.cfg, cameras=len(policy.pipeline.seen_cameras), words=num_words)
     parts = {name: [cost] for name, cost in costs.items()}
-    parts |= {
-        "encode": [costs["vision"], costs["prefix"]],
-        "denoise": [chunk_cost(costs, model.cfg)["steps"]],
-    }
+    parts |= {"denoise": [costs["state"], chunk_cost(costs, model.cfg)["steps"]]}
     floors = {name: 1e3 * floor_s(part, device, dtype) for name, part in parts.items()}
     return Acting(
         ms=ms,

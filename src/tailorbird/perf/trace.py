@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,10 +44,10 @@ class Stopwatch:
 
 
 def time_stages(policy: Policy, seen: Sequence[Observation]) -> dict[str, float]:
-    """One call of `act_batch`, in ms by stage: prepare, vision, prefix, step 1 to the last, write.
+    """One call of `act_batch`, in ms by stage: prepare, vision, prefix, state, step 1 to the last, write.
 
     A step is a call of the expert; what happens between stages is in none of them. Of CUDA graphs, which
-    nobody sees into, encode is vision and prefix, and denoise all steps.
+    nobody sees into, denoise is the state and all steps.
     """
     watch, model, watched = Stopwatch(policy.device), copy(policy.model), copy(policy)
     velocity = model.velocity
@@ -58,18 +57,17 @@ def time_stages(policy: Policy, seen: Sequence[Observation]) -> dict[str, float]
         with watch.stage(f"step {num}"):
             return velocity(*args)
 
-    organs: dict[str, Callable[..., Any]]
+    organs = {"see": watch.around("vision", model.see), "look": watch.around("prefix", model.look)}
     if isinstance(model, ReplayedVLA):
-        organs = {"encode": watch.around("encode", model.encode)}
-        organs |= {"sample": watch.around("denoise", model.sample)}
+        organs |= {"act_on": watch.around("denoise", model.act_on)}
     else:
-        organs = {"embed_images": watch.around("vision", model.embed_images)}
-        organs |= {"read": watch.around("prefix", model.read), "velocity": step}
+        organs |= {"feel": watch.around("state", model.feel), "velocity": step}
     for name, work in organs.items():
         setattr(model, name, work)  # of the copy: its class, and the policy's own model, keep theirs
-    chain = policy.pipeline
-    ends = {"read": watch.around("prepare", chain.read), "write": watch.around("write", chain.write)}
-    watched.model, watched.pipeline = model, SimpleNamespace(**ends)  # type: ignore[assignment]
+    chain = copy(policy.pipeline)
+    object.__setattr__(chain, "write", watch.around("write", chain.write))  # of the copy, too
+    watched.model, watched.pipeline = model, chain
+    object.__setattr__(watched, "prepare", watch.around("prepare", watched.prepare))
     watched.act_batch(seen)
     return watch.ms
 

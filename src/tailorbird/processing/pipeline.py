@@ -3,7 +3,7 @@
 Training, evaluation and deployment use the same object.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from tailorbird.wire import Observation
 def _as_tensor(picture: NDArray[np.uint8] | Tensor) -> Tensor:
     """A copy: cameras hand out mirrored views and read-only buffers, which torch does not take."""
     if isinstance(picture, Tensor):
-        return picture.cpu()
+        return picture.to("cpu", copy=True)
     return torch.from_numpy(np.array(picture, order="C"))
 
 
@@ -106,7 +106,8 @@ class Pipeline:
             state: (B, width of the statistics), physical units.
             tasks: B instructions.
         """
-        return self._inputs(torch.stack([self.image.scale(one) for one in frames], dim=1), state, tasks)
+        pixels = torch.stack([self.image.scale(one) for one in frames], dim=1)  # (B, N, 3, size, size)
+        return self._inputs(pixels, self._normal(state), tasks)
 
     def prepare_actions(self, actions: Tensor) -> Tensor:
         """From physical units (B, L, A) to what the model learns to say, (B, L, action_dim)."""
@@ -120,9 +121,26 @@ class Pipeline:
             DataError: a camera is missing; a state has the wrong size, is not finite, or moved where the
                 statistics do not vary.
         """
-        state = torch.from_numpy(np.stack([self._state(one) for one in seen]))
+        state = self.states(seen)  # cheap, so what is wrong with it is said first
         pixels = torch.stack([self._pictures(one) for one in seen])  # (B, N, 3, size, size)
         return self._inputs(pixels, state, [one.task for one in seen])
+
+    def states(self, seen: Sequence[Observation]) -> Tensor:
+        """The states alone, as the model reads them, (B, state_dim). Raises DataError as `read` does."""
+        return self._normal(torch.from_numpy(np.stack([self._state(one) for one in seen])))
+
+    def frames(self, one: Observation) -> dict[str, Tensor]:
+        """The pictures that are there, shrunk, by the robot's names of the cameras."""
+        there = [name for name in self.robot_cameras if name in one.images]
+        return {name: self.image.shrink(_as_tensor(one.images[name])) for name in there}
+
+    def require_cameras(self, one: Observation, there: Collection[str]) -> None:
+        """Raises DataError if a camera is none of those that there are."""
+        if missing := [name for name in self.robot_cameras if name not in there]:
+            raise DataError(
+                f"no picture from {missing}: the observation has {sorted(one.images)}. Name the robot's "
+                f"cameras as the policy's {list(self.cameras)} with rename=, or leave some out with without="
+            )
 
     def physical(self, actions: Tensor) -> Tensor:
         """From the model's actions (B, L, action_dim) to physical units (B, L, A). See `prepare_actions`."""
@@ -135,20 +153,18 @@ class Pipeline:
 
     def _inputs(self, pixels: Tensor, state: Tensor, tasks: Sequence[str]) -> Inputs:
         ids, valid = self.tokenizer(tasks)
+        return Inputs(pixels=pixels, ids=ids, ids_valid=valid, state=state)
+
+    def _normal(self, state: Tensor) -> Tensor:
+        """(B, width of the statistics) in physical units to (B, state_dim)."""
         normal = self.state(state)
-        joints = _filled(decode_state(normal) if self.aloha else normal, self.state_dim)
-        return Inputs(pixels=pixels, ids=ids, ids_valid=valid, state=joints)
+        return _filled(decode_state(normal) if self.aloha else normal, self.state_dim)
 
     def _pictures(self, one: Observation) -> Tensor:
         """(N, 3, size, size)."""
-        if missing := [name for name in self.robot_cameras if name not in one.images]:
-            raise DataError(
-                f"no picture from {missing}: the observation has {sorted(one.images)}. Name the robot's "
-                f"cameras as the policy's {list(self.cameras)} with rename=, or leave some out with without="
-            )
-        return torch.stack(
-            [self.image.scale(self.image.shrink(_as_tensor(one.images[name]))) for name in self.robot_cameras]
-        )
+        frames = self.frames(one)
+        self.require_cameras(one, frames)
+        return torch.stack([self.image.scale(frame) for frame in frames.values()])
 
     def _state(self, one: Observation) -> NDArray[np.float32]:
         width, state = self.state.width, np.asarray(one.state)
