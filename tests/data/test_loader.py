@@ -134,6 +134,30 @@ def test_a_step_draws_the_rows_that_the_order_says_and_changes_them_by_its_own_s
         assert torch.equal(loader.at(step).inputs.pixels, ImageSpec.scale(changed))
 
 
+def test_pictures_may_be_older_than_the_state_and_never_of_another_episode(
+    data: LeRobotDataset, frames: list[NDArray[np.uint8]], pipeline: Pipeline
+) -> None:
+    cfg = LoadConfig(chunk=CHUNK, batch=BATCH, seed=SEED, augment=Augment(stale=3))
+    loader = Loader(data, frames, pipeline, rows=np.arange(2, 36), cfg=cfg)
+    ages: set[int] = set()
+    for step in range(24):
+        rows, batch = loader.rows[batch_rows(34, BATCH, SEED, step)], loader.at(step)
+        exact = loader.load(rows)
+        assert torch.equal(batch.inputs.state, exact.inputs.state)
+        assert torch.equal(batch.actions, exact.actions)
+        for row, pixels in zip(rows, batch.inputs.pixels, strict=True):
+            start = data.episodes[data.episode_index[row]].start
+            near = range(row, max(start, row - 3) - 1, -1)
+            same = [
+                row - old
+                for old in near
+                if torch.equal(loader.load(np.array([old])).inputs.pixels[0], pixels)
+            ]
+            assert same, "of another row"
+            ages.add(int(same[0]))
+    assert ages == {0, 1, 2, 3}
+
+
 def test_an_epoch_shows_every_row_at_most_once_and_only_the_rows_given(
     data: LeRobotDataset, frames: list[NDArray[np.uint8]], pipeline: Pipeline
 ) -> None:

@@ -22,6 +22,7 @@ from tailorbird.data.stats import describe_frames
 from tailorbird.data.video import encode
 from tailorbird.data.writer import DatasetWriter, Demonstration, Layout
 from tailorbird.errors import StorageError
+from tailorbird.model.config import VLAConfig
 from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.processing.image import ImageSpec
@@ -109,8 +110,8 @@ def load(root: Path, cache: Path, cfg: TrainConfig = CONFIG) -> tuple[Interrupti
     return loader, loader.load(held_out)
 
 
-def new_model(seed: int = 0) -> VLA:
-    model = VLA(MODEL)
+def new_model(seed: int = 0, cfg: VLAConfig = MODEL) -> VLA:
+    model = VLA(cfg)
     initialise(model, seed)
     return model
 
@@ -122,6 +123,7 @@ def fit(
     *,
     at: int = -1,
     act: Callable[[], object] = lambda: None,
+    model: VLAConfig = MODEL,
     **changes: float,
 ) -> Trained:
     """Train; before step `at` call `act`."""
@@ -129,7 +131,8 @@ def fit(
     loader, held_out = load(root, root.with_name("frames"), cfg)
     loader.step, loader.act = at, act
     pipeline = loader.pipeline
-    return train(cfg, new_model(), loader, pipeline, run, lambda m: measure(m, held_out, pipeline, cfg.seed))
+    start = new_model(cfg=model)
+    return train(cfg, start, loader, pipeline, run, lambda m: measure(m, held_out, pipeline, cfg.seed))
 
 
 def main() -> None:

@@ -50,14 +50,16 @@ class Augment:
         shift_px: at most so far in each direction, in px of the stored frame; the edge fills the rim.
         brightness: at most so much, as a share.
         contrast: at most so much, as a share.
+        stale: pictures are at most so many frames older than the state, as when a policy reuses a scene.
     """
 
     shift_px: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    stale: int = 0
 
     def __post_init__(self) -> None:
-        if self.shift_px < 0 or not (0 <= self.brightness < 1 and 0 <= self.contrast < 1):
+        if min(self.shift_px, self.stale) < 0 or not (0 <= self.brightness < 1 and 0 <= self.contrast < 1):
             raise ConfigError(f"not an augmentation: {self}")
 
 

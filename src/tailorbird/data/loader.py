@@ -16,6 +16,8 @@ from tailorbird.errors import DataError
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.types import Batch
 
+STALE = 1  # tells the draws of pictures' ages from others of the same step
+
 
 class Loader:
     """Endless batches of (observation, action chunk, validity).
@@ -62,7 +64,16 @@ class Loader:
 
     def _fetch(self, step: int) -> tuple[NDArray[np.int64], list[Tensor]]:
         rows = self.rows[batch_rows(len(self.rows), self.cfg.batch, self.cfg.seed, step)]
-        return rows, self._gather(rows)
+        return rows, self._gather(self._older(rows, step))
+
+    def _older(self, rows: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """Of the pictures that go with the states of `rows`: as many frames before as is drawn for each."""
+        if not self.cfg.augment.stale:
+            return rows
+        draw = np.random.default_rng([self.cfg.seed, step, STALE])
+        ages = draw.integers(0, self.cfg.augment.stale, len(rows), endpoint=True)
+        starts = np.array([episode.start for episode in self.data.episodes])
+        return np.maximum(rows - ages, starts[self.data.episode_index[rows]])
 
     def _gather(self, rows: NDArray[np.int64]) -> list[Tensor]:
         return [torch.from_numpy(frames[rows]) for frames in self.frames]

@@ -22,6 +22,7 @@ from tailorbird.processing.image import ImageSpec
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
+from tailorbird.progress import console
 from tailorbird.provenance import cores
 from tailorbird.recipes.config import RunConfig, TuneConfig
 from tailorbird.sim.tasks import INSTRUCTIONS
@@ -95,6 +96,10 @@ def learn(
     begun: what must be the same for `out` to be continued. A refused command must not claim the folder.
     """
     device = find_device(cfg.train.device)
+    model.cfg = replace(model.cfg, max_delay=max(model.cfg.max_delay, cfg.train.max_delay))
+    if model.cfg.max_delay and pipeline.lerobot is not None:
+        console.print("lerobot cannot go on from given actions: the policy is saved in Tailorbird's layout")
+        pipeline = replace(pipeline, lerobot=None)
     claim(out / "data.json", dict(begun))
     frames = load_frames(data, pipeline.image, pipeline.robot_cameras, out / "frames", cores())
     learned, held_out = split_episodes(data, cfg.train.held_out, cfg.train.seed)

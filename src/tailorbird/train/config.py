@@ -19,6 +19,10 @@ class TrainConfig:
         decay_steps: the run that warm-up and cosine are meant for. A shorter run does both faster, a longer
             one stays at the final rate. 0: warm-up as it is, cosine to the last step.
         ema: decay of the averaged weights that are evaluated and saved as the policy; 0 takes the last ones.
+        max_delay: up to so many actions at a chunk's head are given, and the others learned as what follows.
+            A robot's next chunk then goes on from what it is committed to, in any engine and at no cost. Take
+            the longest delay to expect, in actions; 0 gives none to a policy that does not know them yet.
+            Such policies are saved in Tailorbird's layout: lerobot has none.
         past_end: whether actions past the end of an episode are left out of the loss, or its last action is
             held and learned.
         held_out: share of the episodes that is never learned from, only measured.
@@ -38,6 +42,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.995
+    max_delay: int = 0
     past_end: Literal["left_out", "held"] = "left_out"
     held_out: float = 0.03
     seed: int = 0
@@ -53,8 +58,8 @@ class TrainConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if min(self.seed, self.threads, self.warmup, self.decay_steps) < 0:
-            raise ConfigError(f"seed, threads, warmup and decay_steps cannot be negative: {self}")
+        if min(self.seed, self.threads, self.warmup, self.decay_steps, self.max_delay) < 0:
+            raise ConfigError(f"seed, threads, warmup, decay_steps and max_delay cannot be negative: {self}")
         if not (self.lr > 0 and 0 <= self.ema < 1 and 0 < self.held_out < 1 and self.clip > 0):
             raise ConfigError(f"lr and clip must be positive, ema in [0, 1), held_out in (0, 1): {self}")
 

@@ -14,7 +14,7 @@ import torch
 
 from tailorbird.data.loader import Loader
 from tailorbird.data.order import seed_of
-from tailorbird.errors import TailorbirdError
+from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.progress import console, track
@@ -81,8 +81,11 @@ def train(
     Args:
         evaluate: called with the averaged weights every `eval_every` steps; its numbers are logged.
     Raises:
+        ConfigError: the model does not expect as many given actions as are to be learned from.
         TailorbirdError: the loss is no longer finite; the last checkpoint is from before.
     """
+    if cfg.max_delay > model.cfg.max_delay:
+        raise ConfigError(f"{cfg.max_delay=} is more than the model's {model.cfg.max_delay}: set both")
     torch.set_num_threads(cfg.threads or cores())
     # convolutions on a CPU are a third faster so
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,13 +12,28 @@ from tailorbird.types import Batch
 def vla_loss(model: VLA, batch: Batch, draws: int, generator: torch.Generator) -> Tensor:
     """Flow-matching loss, a scalar, with `draws` noises and times per observation.
 
+    A model that is to go on from actions it is given gets up to `cfg.max_delay` of them, each number as often
+    as any other, and learns the rest.
+
     generator: of the CPU, whose numbers are the same beside every device.
+
+    Source: training-time action conditioning, arXiv:2512.05964, whose time is 1 - t.
     """
     actions = batch.actions.repeat_interleave(draws, dim=0)  # (B * R, L, A)
     noise = torch.randn(actions.shape, generator=generator).to(actions.device)
     t = sample_time(len(actions), generator).to(actions.device)  # (B * R,)
+    valid = batch.valid.repeat_interleave(draws, dim=0)  # (B * R, L)
+    if model.cfg.max_delay:
+        given = _given(model.cfg.max_delay, valid, generator)
+        t, valid = t[:, None].masked_fill(given, 0), valid & ~given  # t: (B * R, L)
     x_t, target = interpolate(actions, noise, t)
-    return flow_loss(model(batch.inputs, x_t, t), target, batch.valid.repeat_interleave(draws, dim=0))
+    return flow_loss(model(batch.inputs, x_t, t), target, valid)
+
+
+def _given(max_delay: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Which actions of each chunk are given, (B, L) bool as `valid`: the first few."""
+    delay = torch.randint(max_delay + 1, (len(valid), 1), generator=generator)
+    return (torch.arange(valid.shape[1]) < delay).to(valid.device)
 
 
 @torch.no_grad()
