@@ -8,10 +8,11 @@ import pytest
 SRC = Path(__file__).parents[1] / "src/tailorbird"
 LAYERS = """errors
     | provenance storage progress wire types
-    | control model processing sim
-    | checkpoint data
+    | codec
+    | client control model processing sim
+    | checkpoint data robots
     | train infer
-    | evals perf
+    | evals live perf serve
     | recipes
     | cli
     | __init__ __main__"""
@@ -24,6 +25,8 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "progress": {"rich"},
     "wire": set(),
     "types": {"torch"},
+    "codec": {"msgpack"},
+    "client": {"websockets"},
     "control": set(),
     "model": {"torch"},
     "processing": {"torch", "tokenizers", "PIL", "av", "jinja2"},
@@ -34,6 +37,9 @@ FENCES = {  # third-party packages, besides NumPy, that a part may import at the
     "infer": {"torch", "numpy", "openvino", "onnxruntime", "onnxscript"},
     "evals": {"torch", "rich", "av", "PIL", "matplotlib", "jinja2"},
     "perf": {"torch", "rich", "av", "PIL"},
+    "robots": set(),
+    "serve": {"torch", "websockets", "prometheus_client", "inspect_robots"},
+    "live": {"rich", "rerun"},
     "recipes": set(),
     "cli": {"tyro"},
     "__init__": set(),

@@ -29,6 +29,9 @@ class Rollout:
     """shuffled: told another task's instruction. black: shown black pictures."""
     workers: int = field(default_factory=cores)
     """Simulators side by side, one process each."""
+    ray: str | None = None
+    """Play on a cluster of Ray, the episodes are the same: auto, HOST:PORT, or local, which starts one here.
+    Its machines need Tailorbird, and the policy in the same place."""
     settings: Annotated[RolloutConfig, tyro.conf.arg(name="")] = field(default_factory=RolloutConfig)
 
     def __call__(self) -> None:
@@ -44,7 +47,7 @@ class Rollout:
         open_policy(policy, self.settings)  # a refused command must not claim the folder
         run = Run(policy=policy, cfg=self.settings, condition=self.condition)
         claim(self.out / "settings.json", {"policy": fingerprint(policy), "rollout": asdict(self.settings)})
-        for name, episodes in rollouts({self.condition: run}, self.workers):
+        for name, episodes in rollouts({self.condition: run}, self.workers, self.ray):
             save_result(self.out, name, episodes, self.settings, command())
         console.print(table(load_conditions(self.out)))
         console.print(f"results: {self.out}; `tailorbird report {self.out}` makes a page of them")

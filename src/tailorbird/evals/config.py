@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tailorbird.control.config import Mode
 from tailorbird.errors import ConfigError
 from tailorbird.infer.config import Engine
 from tailorbird.sim.config import HORIZON, SIM_HZ, SimConfig
@@ -20,8 +21,11 @@ class RolloutConfig:
         seeds: played per task, from first_seed on.
         max_s: simulated seconds until an unsolved episode counts as failed.
         execute: actions of each chunk that are executed before the next one is asked for.
-        delay_s: simulated seconds that a chunk is late, while the robot goes on with the one before; at 0 the
-            robot waits.
+        delay_s: simulated seconds that a chunk takes; at 0 the simulation waits for it.
+        mode: sync: the robot holds meanwhile. async: it goes on with the chunk before. reuse: so too, and the
+            action expert runs on the newest state over the pictures that were read last. rtc: as async, and
+            chunks go on from the one before (arXiv 2506.07339).
+        expert_share: of the delay, what the action expert takes; the rest is reading pictures and words.
         rename: the simulator's name of its camera to the policy's.
         without: cameras of the policy that the simulator does not show.
         stats: dataset, or set in a policy of lerobot, to normalise with, if the policy does not say.
@@ -36,6 +40,8 @@ class RolloutConfig:
     max_s: float = 5.0
     execute: int = 2
     delay_s: float = 0.0
+    mode: Mode = "async"
+    expert_share: float = 0.15
     rename: dict[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     stats: str | None = None
@@ -55,6 +61,8 @@ class RolloutConfig:
             raise ConfigError(
                 f"max_s in (0, {HORIZON / SIM_HZ}], seeds at least 1, delay_s at least 0: {self}"
             )
+        if not 0 < self.expert_share <= 1:
+            raise ConfigError(f"{self.expert_share=} must be in (0, 1]")
 
 
 PCC = {"float32": 0.999999, "bfloat16": 0.999, "float16": 0.999, "int8": 0.99}

@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailorbird.control.runtime import Background, LoopConfig, RealClock, SimClock, Synchronous, Trace, drive
+from tailorbird.control.clock import Clock, RealClock, SimClock
+from tailorbird.control.config import LoopConfig
+from tailorbird.control.reuse import Reuse
+from tailorbird.control.runtime import Trace, drive
+from tailorbird.control.safety import Guard, Limits
+from tailorbird.control.thinkers import Background, Synchronous, Thinker
 from tailorbird.data.video import encode
 from tailorbird.errors import ConfigError
 from tailorbird.evals.config import Condition, RolloutConfig
 from tailorbird.evals.results import Episode
 from tailorbird.infer.policy import Policy, load_policy
 from tailorbird.progress import track
+from tailorbird.robots.metaworld import LIMITS
 from tailorbird.sim.expert import ScriptedExpert
 from tailorbird.sim.metaworld import MetaWorld, open_simulator
 from tailorbird.sim.pool import run_in_order
+from tailorbird.sim.ray_pool import run_on_ray
 from tailorbird.sim.tasks import INSTRUCTIONS
-from tailorbird.wire import Observation
+from tailorbird.wire import ActionChunk, Observation
 
 
 class SimRobot:
@@ -31,6 +38,10 @@ class SimRobot:
         self.film: list[NDArray[np.uint8]] = []
         self.expert_actions: list[list[float]] = []
         self._expert = ScriptedExpert(env.task)
+
+    @property
+    def limits(self) -> Limits:
+        return LIMITS
 
     def observe(self) -> Observation:
         seen = replace(self.env.observe(), task=self.instruction)
@@ -46,10 +57,6 @@ class SimRobot:
         if solved and self.film_size:
             self.film.append(self.env.photograph(self.film_size, fast=False))
         return solved
-
-    def hold(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Stay where you are, and keep the grip."""
-        return np.array([0, 0, 0, last[3]], np.float32)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,21 @@ def shuffled_instruction(task: str, tasks: Sequence[str]) -> str:
 
 def play(job: Job) -> Episode:
     """One episode. Repeatable: the seed fixes the scene and the policy's noises, and time is simulated."""
+    robot, trace = act_out(job)
+    return Episode(
+        task=job.task,
+        seed=job.seed,
+        solved=trace.solved,
+        ticks=len(trace.actions),
+        held=trace.held,
+        chunk_ms=trace.chunk_ms,
+        film=encode(robot.film, job.cfg.sim.control_hz, crf=23) if job.film else None,
+        actions=[action.tolist() for action in trace.actions] if job.film else None,
+        expert_actions=robot.expert_actions if job.film else None,
+    )
+
+
+def act_out(job: Job) -> tuple[SimRobot, Trace]:
     cfg, env = job.cfg, open_simulator(job.task, job.cfg.sim)
     policy = _policy(job.policy, cfg)
     env.restart(job.seed)
@@ -114,24 +136,26 @@ def play(job: Job) -> Episode:
         blind=job.condition == "black",
         film_size=cfg.film_size if job.film else 0,
     )
-    clock = SimClock()
-    trace = drive(robot, Synchronous(policy, clock, cfg.delay_s), clock, _loop(cfg))
-    return Episode(
-        task=job.task,
-        seed=job.seed,
-        solved=trace.solved,
-        ticks=len(trace.actions),
-        held=trace.held,
-        chunk_ms=trace.chunk_ms,
-        film=encode(robot.film, cfg.sim.control_hz, crf=23) if job.film else None,
-        actions=[action.tolist() for action in trace.actions] if job.film else None,
-        expert_actions=robot.expert_actions if job.film else None,
-    )
+    clock, loop = SimClock(), _loop(cfg)
+    # nothing can break here: a policy far beyond the limits is clipped to them, as in published evaluations
+    guard = Guard(LIMITS, loop.hz, clamped_chunks=loop.max_ticks)
+    return robot, drive(robot, slowed(policy, clock, cfg), clock, loop, guard=guard)
+
+
+def slowed(policy: Policy, clock: Clock, cfg: RolloutConfig) -> Thinker[ActionChunk]:
+    """The policy as if its chunks took `delay_s`; of a scene that is reused, only the expert's share."""
+    if cfg.mode != "reuse":
+        return Synchronous(policy.act, clock, cfg.delay_s)
+    acting_s = cfg.expert_share * cfg.delay_s
+    reuse = Reuse(policy, Synchronous(policy.look, clock, cfg.delay_s - acting_s))
+    return Synchronous(reuse, clock, acting_s)
 
 
 def _loop(cfg: RolloutConfig) -> LoopConfig:
     hz = cfg.sim.control_hz
-    return LoopConfig(hz=hz, execute=cfg.execute, max_ticks=int(cfg.max_s * hz))
+    return LoopConfig(
+        hz=hz, execute=cfg.execute, max_ticks=int(cfg.max_s * hz), mode=cfg.mode, errors="raise", halt=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +175,12 @@ class Run:
         ]
 
 
-def rollouts(runs: Mapping[str, Run], workers: int) -> Iterator[tuple[str, list[Episode]]]:
+def rollouts(
+    runs: Mapping[str, Run], workers: int, ray: str | None = None
+) -> Iterator[tuple[str, list[Episode]]]:
     """Play run after run in the same processes; yield each run's name and episodes as it ends.
+
+    ray: address of a cluster, whose processes play then (sim/ray_pool.py); the episodes are the same.
 
     Raises:
         CheckpointError: a policy cannot be loaded.
@@ -160,7 +188,8 @@ def rollouts(runs: Mapping[str, Run], workers: int) -> Iterator[tuple[str, list[
     """
     for run in runs.values():
         open_policy(run.policy, run.cfg)
-    results = run_in_order(play, [job for run in runs.values() for job in run.jobs()], workers)
+    jobs = [job for run in runs.values() for job in run.jobs()]
+    results = run_in_order(play, jobs, workers) if ray is None else run_on_ray(play, jobs, workers, ray)
     for name, run in runs.items():
         total, episodes = len(run.jobs()), []
         with track(f"rollouts, {name}", total) as bar:

@@ -24,11 +24,10 @@ CORNER2 = (0.75, 0.075, 0.7)  # where published evaluations hang the camera corn
 class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """One task. `reset(seed=s)` fixes the scene exactly, whatever was played before.
 
-    Observations: {"pixels": {camera: (size, size, 3) uint8}, "agent_pos": (4,) float32}, the gripper's
-        position
-    in m and its opening in [0, 1]. Actions: (4,) in [-1, 1], three displacements of the gripper (1 cm a
-    simulator step at 1) and the closing force. `observe` and `advance` are the two halves of `step`, for
-    callers that do not want a picture at every step.
+    Observations: {"pixels": {camera: (size, size, 3) uint8}, "agent_pos": (4,) float32 as `state`}. Actions:
+    (4,) in [-1, 1], three displacements of the gripper (1 cm a simulator step at 1) and the closing force.
+    `observe` and `advance` are the two halves of `step`, for callers that do not want a picture at every
+    step.
     """
 
     metadata = {  # noqa: RUF012 (gymnasium declares it so)
@@ -77,19 +76,23 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Simulated time since the reset."""
         return self._steps / SIM_HZ
 
-    def photograph(self, size: int, *, fast: bool = True) -> NDArray[np.uint8]:
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """What the arm feels, (4,): the gripper's position in m and its opening in [0, 1]."""
+        return self._full[:4].astype(np.float32)
+
+    def photograph(self, size: int, *, fast: bool = True, camera: str | None = None) -> NDArray[np.uint8]:
         """A picture of the scene as it is, (size, size, 3). Cameras are opened once and kept."""
-        key = (self.cfg.camera, size, fast)
+        key = (camera or self.cfg.camera, size, fast)
         if key not in self._cameras:
-            self._cameras[key] = Camera(self._sim.model, self.cfg.camera, size, fast=fast)
+            self._cameras[key] = Camera(self._sim.model, key[0], size, fast=fast)
         return self._cameras[key].shoot(self._sim.data)
 
     def observe(self) -> Observation:
         """Take a picture and read the proprioception."""
         picture = self.photograph(self.cfg.size, fast=not self.cfg.faithful)
-        state = self._full[:4].astype(np.float32)
         return Observation(
-            images={self.cfg.camera: picture}, state=state, task=self.instruction, time_s=self.time_s
+            images={self.cfg.camera: picture}, state=self.state, task=self.instruction, time_s=self.time_s
         )
 
     def advance(self, action: NDArray[np.floating]) -> bool:
