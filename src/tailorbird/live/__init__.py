@@ -1,0 +1,1 @@
+"""What a robot's control loop does, while it does it: on the terminal, in Perfetto, in Rerun."""
