@@ -19,6 +19,8 @@ from tailorbird.cli.quantise import Quantise
 from tailorbird.cli.record import Record
 from tailorbird.cli.report import Report
 from tailorbird.cli.rollout import Rollout
+from tailorbird.cli.run import Run
+from tailorbird.cli.serve import Serve
 from tailorbird.cli.train import Train, with_recipe
 from tailorbird.cli.verify import Verify
 from tailorbird.errors import Interrupted, TailorbirdError
@@ -31,6 +33,8 @@ Command = (
     | Annotated[Rollout, tyro.conf.subcommand("rollout")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Quantise, tyro.conf.subcommand("quantise")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
@@ -65,6 +69,7 @@ def main() -> None:
 DESCRIPTION = """Small vision-language(-action) models, from data to robot.
 
 `demo` goes the whole way at once; `record`, `train`, `rollout` and `report` are its steps.
+`run` drives a robot; `serve` answers robots elsewhere.
 
 `chat` and `describe` answer about pictures and videos; `inspect` and `profile` show how; `init` makes a new
 model from parts. `info`, `doctor` and `bench` say what is there. Each command has its own --help."""
