@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test full check bench bench-loss-gap bench-pixels bench-verify bench-memory bench-vlm bench-policy bench-scaling bench-check bench-solvers bench-finetune results oracle clean
+.PHONY: help install demo test full check bench bench-loss-gap bench-pixels bench-verify bench-memory bench-vlm bench-policy bench-scaling bench-check bench-solvers bench-finetune bench-delay bench-control bench-soak bench-server fuzz results oracle clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -31,7 +31,7 @@ install: .venv/demo  ## create .venv, then look the machine over
 demo: .venv/demo  ## teach a policy five tasks and watch it act: runs/demo/report.html
 	@$(BIN)/tailorbird demo --out runs/demo
 
-test: .venv/test  ## run all tests, measure coverage
+test: .venv/test .venv-clients/done  ## run all tests, measure coverage
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= --durations=5
 	@rm -f .coverage.*  # half-written by the processes that tests kill
 	@for part in model data control; do \
@@ -79,8 +79,30 @@ bench-solvers: .venv/demo  ## error of each way from noise to actions, for the p
 bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; five minutes on two cores
 	@$(BIN)/python bench/finetune.py
 
+bench-delay: .venv/demo  ## success and smoothness of a slow policy, by mode; half an hour on two cores
+	@$(BIN)/tailorbird train tiny --data runs/demo/dataset --out runs/delay --crop 0.14 0.306 0.667 0.667 \
+		--model.chunk 40 --train.max-delay 20 --train.steps 4500
+	@$(BIN)/python bench/delay.py
+
+bench-control: .venv/test  ## rate, misses, latency and ages by mode, rate and cameras; twenty minutes, 6 GB of memory
+	@PYTHONPATH=tests $(BIN)/python bench/control_rates.py
+
+bench-soak: .venv/test  ## half an hour at 50 Hz while everything around the loop breaks
+	@PYTHONPATH=tests $(BIN)/python bench/soak.py
+
 results: .venv/demo  ## copy the figures of runs/demo into results/ and README.md
 	@$(BIN)/python bench/publish.py
+
+bench-server: .venv/demo  ## 64 robots on one server, which is killed and started again; three minutes on two cores
+	@$(BIN)/python bench/server_load.py
+
+fuzz: .venv/test  ## a hundred thousand damaged frames for a server; minutes
+	@TAILORBIRD_FUZZ=100000 $(BIN)/python -m pytest -q tests/serve/test_fuzz.py
+
+.venv-clients/done: tests/serve/clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 .venv-oracle/done: tests/oracle/requirements.txt
 	$(PYTHON) -m venv .venv-oracle
@@ -94,5 +116,5 @@ oracle: .venv/demo .venv-oracle/done  ## compare datasets with the independent r
 	@PYTHONPATH=src .venv-oracle/bin/python tests/oracle/lerobot_dataset.py runs/oracle
 
 clean:  ## delete the environments and caches; runs/ stays
-	rm -rf .venv .venv-oracle dist .coverage* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oracle .venv-clients dist .coverage* .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

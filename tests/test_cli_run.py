@@ -5,13 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rerun.chunk import RrdReader
 
-from conftest import Typed
 from tailorbird.checkpoint.policy import write_policy
 from tailorbird.live.recording import Recording
 from tailorbird.processing.image import ImageSpec
@@ -22,6 +22,8 @@ from tailorbird.recipes.run import Watching
 from tailorbird.sim.tasks import INSTRUCTIONS
 from tiny import TINY_VLA, new_model
 from tiny_server import serving
+
+Typed = Callable[..., tuple[int | str | None, str]]
 
 CFG = replace(TINY_VLA, action_dim=6)
 KEY = "open-sesame-0123456789"

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pytest
 from lerobot.cameras import Camera, CameraConfig
 from numpy.typing import NDArray
 
-from conftest import Typed
 from feetech import GOAL, HOMING, MAX_POSITION, MIN_POSITION, PRESENT, TORQUE, Line, Servo
 from tailorbird.checkpoint.policy import write_policy
 from tailorbird.live.trace import TraceWriter
@@ -26,6 +25,8 @@ from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.robots.lerobot import PACE
 from tiny import TINY_VLA, new_model
+
+Typed = Callable[..., tuple[int | str | None, str]]
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 LOW, HIGH = 1023, 3071  # a servo's turn has 4096 steps

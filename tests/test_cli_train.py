@@ -1,5 +1,6 @@
 """`tailorbird train`: which recipe a command line means, and that each goes the whole way."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -70,10 +71,12 @@ def test_a_policy_from_nothing_is_trained_and_then_goes_on_learning(
         "--model.chunk",
         "3",
     ]
+    model += ["--train.max-delay", "2"]
     first = ["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "new"), *MINUTE, *model]
     parse(" ".join(first))()
     policy = tmp_path / "new/checkpoints/step-000002"
     second = ["train", "--policy", str(policy), "--data", str(tmp_path / "data"), "--out"]
     parse(" ".join([*second, str(tmp_path / "tuned"), *MINUTE, "--learn.lora.rank", "2"]))()
-    assert (tmp_path / "tuned/checkpoints/step-000002/model.safetensors").exists()
+    tuned = json.loads((tmp_path / "tuned/checkpoints/step-000002/config.json").read_text())
+    assert tuned["model"]["max_delay"] == 2
     assert "policy: " in capsys.readouterr().out.replace("\n", " ")

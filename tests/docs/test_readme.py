@@ -23,6 +23,7 @@ from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.storage import read_json
 from tiny import TINY_VLA
+from tiny_server import serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -127,10 +128,9 @@ def test_what_the_readme_says_about_smolvla_runs(
     assert (tmp_path / "runs/cubes/checkpoints/step-000002/policy_preprocessor.json").exists()
 
 
-def test_what_the_readme_says_about_speed_runs(tmp_path: Path, recorded: Path) -> None:
-    """With an untrained policy of the demo's kind, and a short recording."""
-    (found,) = re.findall(r"```\n(tailorbird quantise .*?)```", README, re.DOTALL)
-    demo, model = tmp_path / "runs/demo", VLA(replace(TINY_VLA, state_dim=4, action_dim=4, num_steps=2))
+def write_demo(folder: Path) -> None:
+    """An untrained policy of the demo's kind."""
+    model = VLA(replace(TINY_VLA, state_dim=4, action_dim=4, num_steps=2))
     initialise(model, 0)
     values = Normalizer(mean=(0.0,) * 4, std=(1.0,) * 4)
     pipeline = Pipeline(
@@ -141,17 +141,56 @@ def test_what_the_readme_says_about_speed_runs(tmp_path: Path, recorded: Path) -
         tokenizer=InstructionTokenizer(train_tokenizer(["push the puck to the target"], 290), 64),
         hz=20.0,
     )
-    (demo / "policy").mkdir(parents=True)
-    write_policy(demo / "policy", model.state_dict(), model.cfg, pipeline)
-    (demo / "dataset").symlink_to(recorded)
-    smaller = {"rollout": "--seeds 1 --max-s 0.4 --film-size 64 --sim.size 48 --workers 1"}
+    folder.mkdir(parents=True)
+    write_policy(folder, model.state_dict(), model.cfg, pipeline)
+
+
+def run_all(found: str, smaller: dict[str, str], cwd: Path) -> list[str]:
+    """The commands of a block, each made smaller; what they printed."""
+    printed = []
     for line in found.strip().splitlines():
         words = shlex.split(line)[1:]
         words = [sys.executable, "-m", "tailorbird", *words, *shlex.split(smaller.get(words[0], ""))]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
+        printed.append(done.stdout)
+    return printed
+
+
+def test_what_the_readme_says_about_speed_runs(tmp_path: Path, recorded: Path) -> None:
+    """With a short recording."""
+    (found,) = re.findall(r"```\n(tailorbird quantise .*?)```", README, re.DOTALL)
+    write_demo(tmp_path / "runs/demo/policy")
+    (tmp_path / "runs/demo/dataset").symlink_to(recorded)
+    run_all(found, {"rollout": "--seeds 1 --max-s 0.4 --film-size 64 --sim.size 48 --workers 1"}, tmp_path)
     for made in ("int8/int8.json", "int8-rollout/result.json", "trace.json", "policy.onnx"):
         assert (tmp_path / "runs" / made).exists()
+
+
+def test_what_the_readme_says_about_control_runs(tmp_path: Path) -> None:
+    (found,) = re.findall(r"```\n(tailorbird run .*?)```", README, re.DOTALL)
+    write_demo(tmp_path / "runs/demo/policy")
+    smaller = {
+        "run": "--seconds 1 --sim.size 48 --slow-ms 30",
+        "rollout": "--seeds 1 --max-s 0.4 --film-size 64 --sim.size 48 --workers 1",
+    }
+    printed = run_all(found, smaller, tmp_path)
+    assert "age of the scene" in printed[0]
+    assert (tmp_path / "runs/control.json").exists()
+
+
+def test_five_lines_drive_a_robot_from_a_server(tmp_path: Path) -> None:
+    (command,) = re.findall(r"```\n(tailorbird serve .*?)\n```", README)
+    (code,) = re.findall(r"```python\n(from tailorbird.client .*?)```", README, re.DOTALL)
+    write_demo(tmp_path / "policy")
+    words = [
+        str(tmp_path / "policy") if word == "runs/demo/policy" else word for word in shlex.split(command)
+    ]
+    with serving(Path(words[3])) as server:
+        lines = code.replace("ws://127.0.0.1:8000", server.url).replace("range(12)", "range(2)")
+        names: dict[str, object] = {}
+        exec(compile(lines, "README.md", "exec"), names)
+    assert names["solved"] is False
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)

@@ -26,6 +26,8 @@ FILES = {
     "policy": "policy_cpu.json",
     "vlm": "vlm_cpu.json",
     "scaling": "scaling_cpu.json",
+    "server": "server_load.json",
+    "control": "control_rates.json",
 }  # the others are named as their benchmark
 PEERS = {"policy": "lerobot", "vlm": "transformers", "pixels": "transformers", "loss-gap": "transformers"}
 TITLES = {
@@ -33,6 +35,10 @@ TITLES = {
     "vlm": "one prompt, and each token after it",
     "pixels": "preparing a picture",
     "scaling": "one call, against what is asked of it",
+    "server": "one server, and all its robots",
+    "control": "a loop at its rate, while the policy thinks",
+    "delay": "five tasks, with a policy that takes its time",
+    "soak": "driving while things break",
     "memory": "peak memory of a process that loads and answers once",
 }
 HEADINGS = {
@@ -44,7 +50,7 @@ HEADINGS = {
     "peak_mib": "MiB",
 }
 FILE_ONLY = {"ms_spread", "peer", "reuse_share"}  # what a terminal has no room for
-SHARES = {"share_of_floor", "reuse_share"}
+SHARES = {"share_of_floor", "reuse_share", "success", "held_share", "late_share"}
 TIMES = {"ratio", "ratio_to_float32"}  # how many times as fast, where there is a peer's time
 # of these as many as a row has, it is known by
 NAMES = ("path", "dtype", "stage", "cameras", "tiles", "context", "px", "frames", "split")
@@ -65,11 +71,13 @@ def tables(results: Path, name: str, against: str | None = None) -> list[Rendera
     if against not in (None, peer):
         raise ConfigError(f"{name} is measured beside {peer}, not {against}: leave --against out")
     path, result = _read(results, name)
+    shown = {"rows": TITLES.get(name, ""), "targets": "what was asked for"}
+    needed = "targets" if name == "soak" else "rows"
     try:
         parts: list[RenderableType] = (
             [_loss_gap(result[part], PARTS[part]) for part in PARTS]
             if name == "loss-gap"
-            else [_rows(result["rows"], TITLES[name])]
+            else [_rows(result[part], shown[part]) for part in shown if part in result or part == needed]
         )
         source = (result[key] for key in ("command", "commit", "hardware", "date"))
         return [*parts, "{}, commit {}, {}, {}".format(*source)]
