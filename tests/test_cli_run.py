@@ -75,7 +75,7 @@ def test_a_robot_that_waits_for_a_slow_policy_holds(mode: str, policy: Path, typ
 def test_what_is_older_than_allowed_is_not_executed(policy: Path, typed: Typed) -> None:
     code, said = typed("run", "push-v3", "--policy", policy, *QUICK, "--max-age-s", 1e-4)
     assert code == 0, said
-    assert re.search(r"guard\W+stale 10", said)
+    assert re.search(r"guard\W.*stale [1-9]", said)
 
 
 def test_a_recording_is_closed_when_the_trace_cannot_be_written(

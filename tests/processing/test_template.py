@@ -118,7 +118,7 @@ def test_a_hostile_template_ends_at_once_in_one_line(template: str) -> None:
     start_s = time.perf_counter()
     with pytest.raises(DataError, match=r"template of runs/model is none of .*: replace it") as caught:
         find_format(template, "runs/model")
-    assert time.perf_counter() - start_s < 5
+    assert time.perf_counter() - start_s < 60  # left alone it takes hours
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -129,4 +129,4 @@ def test_the_largest_template_that_is_tried_takes_no_time() -> None:
     start_s = time.perf_counter()
     with pytest.raises(DataError, match=r"\(it prints another prompt\)"):
         find_format(template, "runs/model")
-    assert time.perf_counter() - start_s < 5
+    assert time.perf_counter() - start_s < 60

@@ -232,12 +232,13 @@ def test_pictures_that_are_small_as_files_are_not_large_together(policy: Watched
         assert "1200 x 1000 px: an observation has room for 897152 more" in hear(robot)
 
 
-def test_pings_whose_answers_nobody_reads_end_the_connection(url: str) -> None:
+def test_pings_whose_answers_nobody_reads_end_the_connection(policy: Watched) -> None:
     flood = b"".join(Frame(Opcode.PING, b"x" * 125).serialize(mask=True) for _ in range(500))
-    with upgraded(url) as peer, pytest.raises(OSError, match=r"reset|Broken pipe"):  # noqa: PT012
-        for _ in range(2000):
-            peer.sendall(flood)
-    assert 'tailorbird_refusals_total{reason="unread"} 1.0' in page(url, "/metrics")
+    with serving(policy, ping_s=60) as url:  # silence would end it, too
+        with upgraded(url) as peer, pytest.raises(OSError, match=r"reset|Broken pipe"):  # noqa: PT012
+            for _ in range(2000):
+                peer.sendall(flood)
+        assert 'tailorbird_refusals_total{reason="unread"} 1.0' in page(url, "/metrics")
 
 
 def test_those_who_only_connect_make_room_for_who_has_something_to_say(policy: Watched) -> None:
