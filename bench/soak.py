@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.client import PolicyClient
-from tailorbird.control.clock import RealClock
+from tailorbird.control.clock import RealClock, first_in_line
 from tailorbird.control.config import LoopConfig
 from tailorbird.control.runtime import Tick, drive
 from tailorbird.control.safety import Guard
@@ -193,11 +193,13 @@ def soak(policy: Path, minutes: float, seed: int) -> dict[str, Any]:
                 if tick.number % HZ == 0:
                     bar.advance(HZ, note=f"{sum(chaos.kinds.values())} faults")
 
-            trace = drive(robot, thinker, RealClock(), cfg, guard=guard, watch=watch)
+            with first_in_line() as first:
+                trace = drive(robot, thinker, RealClock(), cfg, guard=guard, watch=watch)
         stats = client.stats
     late_ms = np.percentile(judge.late_ms(), (50, 99, 100))
     return {
         "minutes": trace.seconds / 60,
+        "first_in_line": first,
         "ticks": len(judge.ticks),
         "lost_ticks": trace.lost,
         "missed_watchdogs": judge.missed_watchdogs(chaos.stopped_s),
