@@ -79,9 +79,9 @@ bench-solvers: .venv/demo  ## error of each way from noise to actions, for the p
 bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; five minutes on two cores
 	@$(BIN)/python bench/finetune.py
 
-bench-delay: .venv/demo  ## success and smoothness of a slow policy, by mode; half an hour on two cores
+bench-delay: .venv/demo  ## success and smoothness of a slow policy, by mode; an hour on two cores
 	@$(BIN)/tailorbird train tiny --data runs/demo/dataset --out runs/delay --crop 0.14 0.306 0.667 0.667 \
-		--model.chunk 40 --train.max-delay 20 --train.steps 4500
+		--model.chunk 24 --train.max-delay 10 --augment.stale 8 --train.steps 9000
 	@$(BIN)/python bench/delay.py
 
 bench-control: .venv/test  ## rate, misses, latency and ages by mode, rate and cameras; twenty minutes, 6 GB of memory
