@@ -84,7 +84,7 @@ bench-delay: .venv/demo  ## success and smoothness of a slow policy, by mode; an
 		--model.chunk 24 --train.max-delay 10 --augment.stale 8 --train.steps 9000
 	@$(BIN)/python bench/delay.py
 
-bench-control: .venv/test  ## rate, misses, latency and ages by mode, rate and cameras; twenty minutes, 6 GB of memory
+bench-control: .venv/test  ## rate, misses, latency and ages by mode, rate and cameras; half an hour, 6 GB of memory
 	@PYTHONPATH=tests $(BIN)/python bench/control_rates.py
 
 bench-soak: .venv/test  ## half an hour at 50 Hz while everything around the loop breaks

@@ -16,6 +16,7 @@ import random
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ from tailorbird.control.thinkers import Background
 from tailorbird.errors import DataError
 from tailorbird.progress import track
 from tailorbird.provenance import stamp, versions
+from tailorbird.recipes.run import SWITCH_S
 from tailorbird.robots.metaworld import LIMITS, RealTimeConfig, RealTimeSim
 from tailorbird.storage import write_json
 from tailorbird.wire import ActionChunk, Observation
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results/soak.json")
     asked = parser.parse_args()
+    sys.setswitchinterval(SWITCH_S)
     found = soak(asked.policy, asked.minutes, asked.seed)
     targets = [
         {

@@ -1,7 +1,7 @@
 """The loop's place in the line for a core; what the clocks do is in test_runtime.py."""
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,15 +13,14 @@ def policy() -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="a system without SCHED_FIFO")
-def test_first_in_line_holds_for_this_thread_alone_and_ends() -> None:
-    found: list[int] = []
-    with first_in_line() as first:
-        assert policy() == (os.SCHED_FIFO if first else os.SCHED_OTHER)
-        thread = threading.Thread(target=lambda: found.append(policy()))
-        thread.start()
-        thread.join()
-    assert found == [os.SCHED_OTHER]
-    assert policy() == os.SCHED_OTHER
+def test_first_in_line_are_the_threads_that_are_there_and_only_for_a_while() -> None:
+    with ThreadPoolExecutor(1) as early, ThreadPoolExecutor(1) as later:
+        early.submit(policy).result()
+        with first_in_line() as first:
+            ours = os.SCHED_FIFO if first else os.SCHED_OTHER
+            assert policy() == early.submit(policy).result() == ours
+            assert later.submit(policy).result() == os.SCHED_OTHER
+        assert policy() == early.submit(policy).result() == os.SCHED_OTHER
 
 
 def test_without_the_right_everything_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

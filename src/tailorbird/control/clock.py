@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
 
@@ -37,22 +38,29 @@ class SimClock:
 
 @contextmanager
 def first_in_line() -> Iterator[bool]:
-    """This thread runs before whatever else wants its core, where the system permits: SCHED_FIFO, of Linux.
+    """This process runs before whatever else wants its core, where the system permits: SCHED_FIFO, of Linux.
 
-    That takes root, CAP_SYS_NICE, or a limit `ulimit -r` of 1. Yields whether it does. Threads and processes
+    All threads that it has do: one that had to wait while it holds Python's lock would keep the loop waiting.
+    It takes root, CAP_SYS_NICE, or a limit `ulimit -r` of 1. Yields whether it does. Threads and processes
     that are started meanwhile do not inherit it.
     """
     if not hasattr(os, "sched_setscheduler"):
         yield False
         return
-    kept = os.SCHED_RESET_ON_FORK  # once set, only root may take it away; it does no harm
-    before, param = os.sched_getscheduler(0) | kept, os.sched_getparam(0)
+    threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | kept, os.sched_param(1))
+        _schedule(threads, os.SCHED_FIFO, 1)
     except PermissionError:
         yield False
         return
     try:
         yield True
     finally:
-        os.sched_setscheduler(0, before, param)
+        _schedule(threads, os.SCHED_OTHER, 0)
+
+
+def _schedule(threads: list[int], policy: int, priority: int) -> None:
+    """The flag is never taken away again: only root could, and it does no harm."""
+    for thread in threads:
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(thread, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))

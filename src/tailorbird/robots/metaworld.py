@@ -35,12 +35,14 @@ class RealTimeConfig:
 
     Attributes:
         cameras: Meta-World's names, see `SimConfig`.
+        fps: pictures that each camera takes a second, if there is time for them.
         nice: how far the simulator gives way to the loop that drives it.
     """
 
     task: str
     cameras: tuple[str, ...] = ("corner2",)
     size: int = 192
+    fps: float = 30.0
     seed: int = 0
     nice: int = 5
 
@@ -49,6 +51,8 @@ class RealTimeConfig:
             raise ConfigError(f"no task {self.task!r} in Meta-World; there are {', '.join(INSTRUCTIONS)}")
         if not self.cameras or len({*self.cameras}) < len(self.cameras):
             raise ConfigError(f"a robot needs cameras, each once: {self.cameras}")
+        if not 0 < self.fps < float("inf"):
+            raise ConfigError(f"a camera takes pictures: {self.fps=} must be positive")
 
 
 @dataclass(frozen=True)
@@ -193,10 +197,10 @@ def _simulate(cfg: RealTimeConfig, name: str, ready: Event, over: Event) -> None
     step = episode = solved = 0
     while not over.is_set() and parent is not None and parent.is_alive():
         oldest = int(counts.argmin())
-        late = times[oldest].max() + SLOWEST_S < time.perf_counter()
-        if late or time.perf_counter() < due:
+        age_s = (now := time.perf_counter()) - times[oldest].max()
+        if age_s > SLOWEST_S or (age_s > 1 / cfg.fps and now < due):
             shoot(oldest)
-            time.sleep(max(0.0, due - time.perf_counter()))
+        time.sleep(max(0.0, due - time.perf_counter()))
         if step == HORIZON:
             step, episode = 0, episode + 1
             numbers[SOLVED] += solved
