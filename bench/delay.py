@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("policy", nargs="?", type=Path, default=ROOT / "runs/delay/checkpoints/step-009000")
+    parser.add_argument("policy", nargs="?", type=Path, default=ROOT / "runs/delay/checkpoints/step-006000")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--execute", type=int, default=2)
