@@ -156,10 +156,12 @@ class Judge:
         return np.array([1e3 * (began_s - due_s) for due_s, began_s, *_ in self.ticks])
 
     def drift_ms_per_min(self) -> float:
-        """Of the ticks' beginnings against the clock, in ms a minute, with the periods that were lost."""
-        began_s = np.array([began_s for _, began_s, *_ in self.ticks])
-        ideal = np.arange(len(began_s)) / HZ
-        return float(np.polyfit(ideal / 60, 1e3 * (began_s - began_s[0] - ideal), 1)[0])
+        """Of the ticks' beginnings against the clock, in ms a minute; periods that were lost are left out."""
+        due_s, began_s = np.array([tick[:2] for tick in self.ticks]).T
+        gaps = np.round(np.diff(due_s) * HZ) - 1  # whole periods: a slow drift is none
+        ideal_s = np.arange(len(due_s)) / HZ
+        ideal_s[1:] += np.cumsum(gaps) / HZ
+        return float(np.polyfit(ideal_s / 60, 1e3 * (began_s - began_s[0] - ideal_s), 1)[0])
 
     def slope_mib_per_min(self) -> float:
         settled = np.array(self.rss_mib[len(self.rss_mib) // 5 :])

@@ -85,7 +85,7 @@ def drive(
 ) -> Trace:
     """One episode.
 
-    The ticks are at start + n / hz, so delays do not add up; a lost period is not made up for.
+    The ticks are at start + n / hz, so delays do not add up; a lost period is left out, not made up for.
 
     Args:
         guard: by default one with the robot's limits.
@@ -108,9 +108,9 @@ def drive(
             if delay > LATE_S:
                 trace.late += 1
                 loop.guard.missed()
-            if delay > 1 / cfg.hz:
-                trace.lost += int(delay * cfg.hz)
-                start += delay
+            if (lost := int(delay * cfg.hz)) > 0:
+                trace.lost += lost
+                start += lost / cfg.hz
             tick = loop.step(number, due, due + delay, first if number == 0 else (None, None))
             if watch is not None:
                 watch(tick)
