@@ -46,17 +46,21 @@ SIM_CAMERAS = ("corner2", "topview", "corner", "corner3", "gripperPOV")
 HZ = (10, 30, 50, 100)
 DEMO, SMOLVLA = "demo", "smolvla_base"
 SECONDS, FAST_SECONDS = 4.0, 12.0  # of a case; the fast one is the highest rate's
+RARELY_S = 10.0  # between two scenes, so that most calls have the cores to themselves
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a process of the policy is made for; modes but reuse share one."""
+    """What a process of the policy is made for; modes but reuse share one.
+
+    refresh_s: of a policy that reuses its scene, as `Reuse` has it.
+    """
 
     model: str
     cameras: int
     views: Views
-    reuse: bool
+    refresh_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,16 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    settings = [Setting(DEMO, 1, "joint", reuse) for reuse in (False, True)]
+    settings = [Setting(DEMO, 1, "joint", refresh_s) for refresh_s in (None, 0.0)]
     for cameras in (1, 3) if quick else (1, 3, 5):
         for views in ("joint", "mean") if cameras > 1 else ("joint",):
-            settings += [Setting(SMOLVLA, cameras, views, reuse) for reuse in (False, True)]
+            settings += [Setting(SMOLVLA, cameras, views, refresh_s) for refresh_s in (None, 0.0, RARELY_S)]
     return [
         Case(setting, mode, hz)
         for setting in settings
         for mode in get_args(Mode)
-        if (mode == "reuse") == setting.reuse
-        for hz in (HZ[-1:] if quick else HZ)
+        if (mode == "reuse") == (setting.refresh_s is not None)
+        for hz in (HZ[-1:] if quick or setting.refresh_s == RARELY_S else HZ)
     ]
 
 
@@ -87,7 +91,7 @@ def make_think(setting: Setting, policy: Path) -> Think:
         mind = load_policy(policy, device="cpu")
     else:
         mind = load_random(setting.cameras, setting.views)
-    return Reuse(mind, Background(mind.look)) if setting.reuse else mind
+    return mind if setting.refresh_s is None else Reuse(mind, Background(mind.look), setting.refresh_s)
 
 
 def load_random(cameras: int, views: Views) -> Any:
@@ -122,6 +126,7 @@ def run(case: Case, robot: RealTimeSim, thinker: Elsewhere) -> Row:
     return {
         "model": case.setting.model,
         "path": case.mode,
+        "refresh_s": "" if case.setting.refresh_s is None else case.setting.refresh_s,
         "chunking": "" if case.mode != "rtc" else "guided" if case.setting.model == DEMO else "learned",
         "hz": case.hz,
         "first_in_line": first,
@@ -160,15 +165,11 @@ def targets(rows: Sequence[Row], bare: float) -> list[Row]:
     """What was asked for, and what came of it, for the large policy. bare: from `bare_late`."""
     large = [row for row in rows if row["model"] == SMOLVLA]
     fast = [row for row in large if row["hz"] == HZ[-1]]
-    whole = {
-        (row["cameras"], row["views"]): row["chunk_ms"] for row in large if row["path"] == "async"
-    }  # the last rate's
-    cheaper = [
-        whole[row["cameras"], row["views"]] / row["chunk_ms"] for row in fast if row["path"] == "reuse"
-    ]
+    whole = {(row["cameras"], row["views"]): row["chunk_ms"] for row in fast if row["path"] == "async"}
+    alone = [row for row in fast if row["refresh_s"] == RARELY_S]
     late = statistics.mean(row["late_share"] for row in fast)
     failures = sum(row["failures"] for row in rows)
-    return [
+    found = [
         {"what": "calls that failed", "target": 0, "found": failures, "met": failures == 0},
         {
             "what": f"share of late ticks at 100 Hz; of a loop that does nothing {bare:.2%}",
@@ -176,13 +177,13 @@ def targets(rows: Sequence[Row], bare: float) -> list[Row]:
             "found": late,
             "met": late <= 1e-3,
         },
-        {
-            "what": "a call that reuses the scene is so many times cheaper, worst",
-            "target": 4.0,
-            "found": min(cheaper),
-            "met": min(cheaper) >= 4,
-        },
     ]
+    for row in alone:
+        cameras, views = row["cameras"], row["views"]
+        times = whole[cameras, views] / row["chunk_ms"]
+        what = f"a call on a scene that was read before: so many times cheaper, {cameras} {views}"
+        found.append({"what": what, "target": 4.0, "found": times, "met": times >= 4})
+    return found
 
 
 def main() -> None:
