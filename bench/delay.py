@@ -64,7 +64,7 @@ def outcome(job: Job) -> Outcome:
     smooth = transitions(path.astype(np.float32), trace.switches, hz)
     return Outcome(
         solved=trace.solved,
-        ticks=len(trace.actions),
+        ticks=trace.ticks,
         held=trace.held,
         age_s=mean(trace.age_s),
         scene_age_s=mean(trace.scene_age_s),

@@ -507,3 +507,12 @@ def test_a_loop_that_cannot_run_is_refused(fields: dict[str, float]) -> None:
 def test_a_robot_needs_no_torch() -> None:
     code = "import sys, tailorbird.control.runtime, tailorbird.wire; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_record_of_a_robot_that_runs_for_days_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.control.runtime.KEPT", 10)
+    clock = SimClock()
+    trace = drive(Arm(clock), Synchronous(plan(5), clock), clock, config(max_ticks=40))
+    kept = [len(trace.actions), len(trace.age_s), len(trace.switches), len(trace.chunk_ms)]
+    assert trace.ticks == 40
+    assert all(5 <= num <= 10 for num in kept)

@@ -16,6 +16,7 @@ from tailorbird.errors import ConnectionLost, DataError, TailorbirdError
 from tailorbird.wire import ActionChunk, Committed, Observation
 
 Thought = tuple[Observation | None, ActionChunk | None]  # asked, and answered
+KEPT = 200_000  # ticks whose figures a trace keeps: half an hour at 100 Hz; a robot may run for days
 LATE_S = 2e-3  # a tick that begins later than this after its time counts as an overrun
 DELAYS = 10  # of the last chunks, of which the longest is expected next, as in arXiv 2506.07339
 
@@ -57,9 +58,10 @@ class Tick:
 
 @dataclass(kw_only=True)
 class Trace:
-    """An episode, tick by tick."""
+    """An episode, tick by tick; of a long one the lists have the last, KEPT of each at most."""
 
     solved: bool = False
+    ticks: int = 0
     actions: list[Action] = field(default_factory=list)
     age_s: list[float] = field(default_factory=list)
     scene_age_s: list[float] = field(default_factory=list)
@@ -72,6 +74,12 @@ class Trace:
     interventions: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)  # what the policy said instead of a chunk
     seconds: float = 0.0  # of the clock, from the first tick to the end of the last
+
+    def forget(self) -> None:
+        """Drop the older half of every list that has grown too long."""
+        for values in vars(self).values():
+            if isinstance(values, list) and len(values) > KEPT:
+                del values[: KEPT // 2]
 
 
 def drive(
@@ -116,7 +124,7 @@ def drive(
                 watch(tick)
             if trace.solved:
                 break
-        clock.sleep_until(start + len(trace.actions) / cfg.hz)
+        clock.sleep_until(start + trace.ticks / cfg.hz)
     finally:
         if cfg.halt:
             loop.halt()
@@ -157,7 +165,7 @@ class _Loop:
         past_s, scene_past_s = (self._asked.time_s - value for value in (chunk.time_s, scene_s))
         own = replace(chunk, time_s=asked_s - past_s, scene_time_s=asked_s - scene_past_s)
         self._chunks.put(own, tick if self.cfg.mode == "sync" else self._asked_at)
-        waited = not self.trace.switches  # for the first one; the next ones would have let so many ticks pass
+        waited = not self._delays  # for the first one; the next ones would have let so many ticks pass
         self._delays.append(ceil(latency_s * self.cfg.hz - 1e-6) if waited else tick - self._asked_at)
         self.guard.succeeded()
         self.trace.switches.append(tick)
@@ -180,11 +188,13 @@ class _Loop:
         if source is not None and source.scene_time_s is not None:
             age_s, scene_age_s = began_s - source.time_s, began_s - source.scene_time_s
         action, interventions = self.guard(wanted, age_s, scene_age_s)
+        trace.ticks += 1
         trace.held += wanted is None
         trace.actions.append(action)
         trace.age_s.append(age_s)
         trace.scene_age_s.append(scene_age_s)
         trace.interventions.update(interventions)
+        trace.forget()
         trace.solved = self.robot.act(action)
         return Tick(
             number=number,

@@ -115,7 +115,7 @@ def play(job: Job) -> Episode:
         task=job.task,
         seed=job.seed,
         solved=trace.solved,
-        ticks=len(trace.actions),
+        ticks=trace.ticks,
         held=trace.held,
         chunk_ms=trace.chunk_ms,
         film=encode(robot.film, job.cfg.sim.control_hz, crf=23) if job.film else None,

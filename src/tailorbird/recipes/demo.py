@@ -107,6 +107,6 @@ def _play(cfg: DemoConfig, out: Path, workers: int, command: str) -> None:
         save_episodes(out, name, episodes, command)
     if not (out / "realtime.json").exists():
         trace = drive_in_real_time(policy, cfg.rollout)
-        rate = len(trace.actions) / trace.seconds
+        rate = trace.ticks / trace.seconds
         facts = {"control_hz": rate, "control_late_ticks": trace.late, "control_held_ticks": trace.held}
         write_json(out / "realtime.json", facts)
