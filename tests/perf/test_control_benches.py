@@ -70,7 +70,7 @@ def test_ticks_that_slip_are_drift() -> None:
 
 def test_late_success_and_jerk_are_held_against_what_was_asked() -> None:
     rows = [
-        {"path": mode, "delay_ms": ms, "success": success, "added_jerk": jerk}
+        {"path": mode, "delay_ms": ms, "success": success, "added_jerk": jerk, "inner_jerk": 200.0}
         for mode, ms, success, jerk in [
             ("async", 0, 0.9, None),
             ("sync", 300, 0.2, 9.0),
@@ -83,15 +83,19 @@ def test_late_success_and_jerk_are_held_against_what_was_asked() -> None:
     assert points["found"] == pytest.approx(3)
     assert "by reuse" in points["what"]
     assert (points["met"], jerk["found"], jerk["met"]) == (True, 6.0, True)
+    rows[-1]["added_jerk"] = 0.0
+    assert delay.targets(rows)[1]["found"] == 30.0  # the least that is noticed is a hundredth of 200
 
 
-def test_a_lost_period_is_no_tick_in_time() -> None:
+def test_late_ticks_and_calls_on_an_old_scene_are_held_against_what_was_asked() -> None:
     row = {"model": control_rates.SMOLVLA, "hz": 100, "cameras": 1, "views": "joint", "failures": 0}
     rows = [
-        {**row, "path": "async", "late_share": 0.0, "chunk_ms": 900.0},
-        {**row, "path": "reuse", "late_share": 0.02, "chunk_ms": 300.0},
+        {**row, "path": "async", "refresh_s": "", "late_share": 0.0, "chunk_ms": 900.0},
+        {**row, "path": "reuse", "refresh_s": 0.0, "late_share": 0.02, "chunk_ms": 500.0},
+        {**row, "path": "reuse", "refresh_s": control_rates.RARELY_S, "late_share": 0.01, "chunk_ms": 300.0},
     ]
-    failed, late, cheaper = control_rates.targets(rows)
+    failed, late, cheaper = control_rates.targets(rows, 0.003)
     assert failed["met"]
-    assert (late["found"], late["met"]) == (0.02, False)
+    assert (late["found"], late["met"]) == (pytest.approx(0.01), False)
+    assert "nothing 0.30%" in late["what"]
     assert (cheaper["found"], cheaper["met"]) == (3.0, False)

@@ -42,7 +42,8 @@ def first_in_line() -> Iterator[bool]:
 
     All threads that it has do: one that had to wait while it holds Python's lock would keep the loop waiting.
     It takes root, CAP_SYS_NICE, or a limit `ulimit -r` of 1. Yields whether it does. Threads and processes
-    that are started meanwhile do not inherit it.
+    that are started meanwhile do not inherit it. What polls must not be first: the kernel's own threads,
+    which bring a bus's answer, would never have their turn.
     """
     if not hasattr(os, "sched_setscheduler"):
         yield False

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tailorbird.control.clock import RealClock
+from tailorbird.control.clock import RealClock, first_in_line
 from tailorbird.control.runtime import Robot
 from tailorbird.control.safety import Action, Limits
 from tailorbird.errors import ConfigError
@@ -25,6 +25,8 @@ class Body:
     begin: an episode, with a seed. Returns where the robot then is, if that is known.
     power: switches the robot on, and off afterwards.
     halt: whether it goes on by itself with the last command.
+    turn: lets the loop go first, where that is safe. Not with a driver that polls a bus: it would starve the
+        kernel's threads that bring the answer.
     """
 
     robot: Robot
@@ -32,6 +34,7 @@ class Body:
     begin: Callable[[int], Action | None]
     power: AbstractContextManager[object]
     halt: bool
+    turn: AbstractContextManager[object]
 
 
 @contextmanager
@@ -45,7 +48,14 @@ def build_body(env: str, cfg: RunConfig, bounds: Limits | None) -> Iterator[Body
         if bounds is not None and bounds.names != (names := robot.limits.names):
             raise ConfigError(f"the limits are for {bounds.names}, the robot's action is {names}")
         world.restart(cfg.seed)
-        yield Body(robot=robot, sample=robot.observe(), begin=world.restart, power=nullcontext(), halt=False)
+        yield Body(
+            robot=robot,
+            sample=robot.observe(),
+            begin=world.restart,
+            power=nullcontext(),
+            halt=False,
+            turn=first_in_line(),
+        )
 
 
 def _build_arm(file: Path, cfg: RunConfig, bounds: Limits | None) -> Body:
@@ -58,7 +68,14 @@ def _build_arm(file: Path, cfg: RunConfig, bounds: Limits | None) -> Body:
             "a real robot has no rate of its own: say with --hz how many actions a second it takes"
         )
     arm = LeRobot(load_robot(file), task=cfg.task, clock=RealClock(), limits=bounds)
-    return Body(robot=arm, sample=arm.imagine(), begin=lambda _: arm.position(), power=arm, halt=True)
+    return Body(
+        robot=arm,
+        sample=arm.imagine(),
+        begin=lambda _: arm.position(),
+        power=arm,
+        halt=True,
+        turn=nullcontext(),
+    )
 
 
 def _open_simulator(task: str, cfg: RunConfig) -> MetaWorld:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from tailorbird.control.clock import RealClock, first_in_line
+from tailorbird.control.clock import RealClock
 from tailorbird.control.config import LoopConfig
 from tailorbird.control.runtime import Tick, drive
 from tailorbird.control.safety import Guard, Limits
@@ -79,9 +79,7 @@ def run(env: str, policy: str, cfg: RunConfig, limits: Path | None, watching: Wa
         feed = Feed([view, *watchers])
         loop = _loop_of(cfg, halt=body.halt)
         # the last is over first: a watcher that hangs does not keep the power on
-        with _stopped_by_hand(guard), suppress(KeyboardInterrupt), feed, body.power, first_in_line() as first:
-            if not first:
-                console.print("the loop waits its turn like any program: `ulimit -r 1` would let it go first")
+        with _stopped_by_hand(guard), suppress(KeyboardInterrupt), feed, body.power, body.turn:
             for episode in range(cfg.episodes):
                 if guard.stopped is not None:
                     break
