@@ -81,7 +81,7 @@ bench-finetune: .venv/demo  ## teach the policy of runs/demo one more task; five
 
 bench-delay: .venv/demo  ## success and smoothness of a slow policy, by mode; an hour on two cores
 	@$(BIN)/tailorbird train tiny --data runs/demo/dataset --out runs/delay --crop 0.14 0.306 0.667 0.667 \
-		--model.chunk 24 --train.max-delay 10 --augment.stale 8 --train.steps 6000
+		--model.chunk 16 --train.max-delay 8 --train.steps 9000
 	@$(BIN)/python bench/delay.py
 
 bench-control: .venv/test  ## rate, misses, latency and ages by mode, rate and cameras; half an hour, 6 GB of memory
