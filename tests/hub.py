@@ -36,9 +36,7 @@ class Hub(BaseHTTPRequestHandler):
             names = [{"rfilename": name} for name in files]
             self.reply(json.dumps({"id": self.name, "sha": SHA, "siblings": names}).encode())
         elif path.startswith(f"{self.api}tree/{SHA}"):
-            kind = {"type": "file", "oid": "0" * 40}
-            tree = [{**kind, "path": name, "size": f.stat().st_size} for name, f in files.items()]
-            self.reply(json.dumps(tree).encode())
+            self.reply(json.dumps([entry(name, file.read_bytes()) for name, file in files.items()]).encode())
         elif path.startswith(self.content) and path.removeprefix(self.content) in files:
             self.reply(files[path.removeprefix(self.content)].read_bytes())
         elif "/gated" in path:
@@ -60,10 +58,18 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+def entry(name: str, data: bytes) -> dict[str, object]:
+    """A file in the listing of a repository; data files are large ones."""
+    size, blob = len(data), hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    large = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 130}
+    more = {"lfs": large} if name.endswith((".parquet", ".zip", ".tar")) else {}
+    return {"type": "file", "path": name, "size": size, "oid": blob, **more}
+
+
 @contextmanager
-def serving(root: Path, kind: Kind, name: str, asked: list[str]) -> Iterator[str]:
+def serving(root: Path, kind: Kind, name: str, asked: list[str], handler: type[Hub] = Hub) -> Iterator[str]:
     """Yield the address of a server; `asked` collects the paths that it is asked for."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root, kind, name, asked)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, root, kind, name, asked)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tailorbird.errors import ConfigError, DataError, StorageError
-from tailorbird.storage import claim, new_file, new_folder, read_json, write_json
+from tailorbird.storage import changes, claim, drop_folder, new_file, new_folder, read_json, write_json
 
 CRASH = """
 import os, signal, sys
 from pathlib import Path
-from tailorbird.storage import new_file, new_folder
+from tailorbird.storage import drop_folder, new_file, new_folder
 
 root, events = Path(sys.argv[1]), ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -23,6 +23,8 @@ def write(kind, path):
     if kind == "file":
         with new_file(path) as temporary:
             temporary.write_text("new" * 1000)
+    elif kind == "drop":
+        drop_folder(path)
     else:
         with new_folder(path) as temporary:
             for name in ("a", "b"):
@@ -61,6 +63,27 @@ def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
 def fill(folder: Path, text: str) -> None:
     for name in ("a", "b"):
         (folder / name).write_text(text)
+
+
+def test_a_folder_that_is_dropped_is_whole_or_gone_whatever_kills_and_the_rest_goes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    for point in range(40):
+        for name in ("it", "other"):
+            (tmp_path / str(point) / name).mkdir(parents=True)
+            fill(tmp_path / str(point) / name, "old")
+    done = run_python(CRASH, tmp_path, "drop")
+    assert done.returncode == 0, done.stderr
+    num, kept = int(done.stdout), 0
+    assert 4 < num < 40
+    for point in range(num):
+        here = tmp_path / str(point)
+        if (here / "it").exists():
+            kept += 1
+            assert [(here / "it" / name).read_text() for name in ("a", "b")] == ["old", "old"]
+        drop_folder(here / "other")
+        assert [one.name for one in here.iterdir()] == ["it"] * (here / "it").exists()
+    assert 0 < kept < num
 
 
 def test_an_error_inside_the_block_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -272,9 +295,15 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path: Path) 
     path = tmp_path / "settings.json"
     claim(path, {"size": 48, "crop": (0.0, 1.0)})
     claim(path, {"crop": [0.0, 1.0], "size": 48})
-    with pytest.raises(ConfigError, match="begun with other settings"):
+    with pytest.raises(ConfigError, match=r"begun with other settings .*: size 48, now 64\): use the same"):
         claim(path, {"size": 64, "crop": (0.0, 1.0)})
     assert read_json(path)["size"] == 48
+
+
+def test_what_differs_is_found_wherever_it_lies() -> None:
+    then = {"a": {"b": [1, 2], "c": 3}, "d": 4}
+    assert changes(then, {"a": {"b": [1, 2], "c": 5}, "e": None}) == {"a.c": (3, 5), "d": (4, None)}
+    assert changes(then, dict(then)) == {}
 
 
 def test_a_writer_that_is_interrupted_politely_tidies_up(tmp_path: Path) -> None:

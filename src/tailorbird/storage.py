@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,15 @@ def new_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
 
 
+def drop_folder(path: Path) -> None:
+    """Delete a folder. Whoever is killed meanwhile leaves none of its name; the next call clears the rest."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    for rest in path.parent.glob(".*.gone"):
+        shutil.rmtree(rest)
+
+
 def write_json(path: Path, value: Any) -> None:
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -144,8 +154,21 @@ def claim(path: Path, settings: Any) -> None:
         ConfigError: the file holds other settings.
     """
     now = json.loads(json.dumps(settings))
-    if path.exists() and read_json(path) != now:
+    if path.exists() and (found := changes(read_json(path), now)):
+        told = [
+            f"{place} {reprlib.repr(then)}, now {reprlib.repr(this)}" for place, (then, this) in found.items()
+        ]
         raise ConfigError(
-            f"{path.parent} was begun with other settings ({path}): choose another folder, or delete it"
+            f"{path.parent} was begun with other settings ({path}: {'; '.join(told[:3])}): use the same, "
+            "choose another folder, or delete it"
         )
     write_json(path, now)
+
+
+def changes(then: Any, now: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two JSON values, by place: (then, now)."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return {} if then == now else {where: (then, now)}
+    names = sorted(then.keys() | now.keys())
+    parts = [changes(then.get(name), now.get(name), f"{where}.{name}".strip(".")) for name in names]
+    return {place: pair for part in parts for place, pair in part.items()}

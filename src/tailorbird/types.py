@@ -65,3 +65,30 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         actions, valid = (part.to(device) for part in (self.actions, self.valid))
         return Batch(inputs=self.inputs.to(device), actions=actions, valid=valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Samples packed into rows, as a VLM learns from them."""
+
+    ids: Tensor  # (B, T) token ids
+    positions: Tensor  # (B, T), from 0 in each sample
+    segment: Tensor  # (B, T) number of the sample within its row, -1 at padding
+    learned: Tensor  # (B, T) bool, True at the tokens that are to be foretold from those before
+    # (N, 3, tile, tile): all tiles of row 0, then of row 1, ...; in [-1, 1], or uint8 until `to` scales them
+    pixels: Tensor | None
+    tiles: tuple[int, ...]  # tiles of each row; they sum to N
+    names: tuple[tuple[str, ...], ...]  # of the samples of each row
+    sources: tuple[tuple[str, ...], ...]  # theirs
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Rows":
+        """Move the tensors; `dtype` is that of the pixels.
+
+        Pixels travel as uint8, a quarter of the bytes, and become what the processor makes of them.
+        """
+        pixels = None if self.pixels is None else self.pixels.to(device)
+        if pixels is not None and pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(255).sub_(0.5).mul_(2)
+        pixels = None if pixels is None else pixels.to(dtype=dtype)
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "segment", "learned")}
+        return replace(self, pixels=pixels, **moved)

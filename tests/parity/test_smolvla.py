@@ -88,7 +88,7 @@ class Scene:
     def loss(self, model: VLA) -> Tensor:
         x_t, target = interpolate(self.actions, self.noise, self.time)
         valid = torch.ones(self.actions.shape[:2], dtype=torch.bool)
-        return flow_loss(model(self.ours, x_t, self.time), target, valid)
+        return flow_loss(model(self.ours, x_t, self.time), target, valid) / valid.sum()
 
     @torch.no_grad()
     def act(self, model: VLA) -> Tensor:
@@ -271,7 +271,7 @@ def test_the_reference_learns_what_lies_past_the_end_of_an_episode_and_here_it_i
     with torch.no_grad():
         velocity = model(scene.ours, x_t, scene.time)
     expected = (velocity - target)[~beyond].square().mean()
-    torch.testing.assert_close(flow_loss(velocity, target, ~beyond), expected, **EXACT)
+    torch.testing.assert_close(flow_loss(velocity, target, ~beyond) / (~beyond).sum(), expected, **EXACT)
     assert not torch.isclose(expected, known, rtol=1e-2)
 
 

@@ -52,6 +52,15 @@ def test_a_string_is_one_text() -> None:
     assert read_messages(user("")) == (Message(role="user", items=(TextItem(""),)),)
 
 
+def test_messages_that_were_read_before_are_taken_as_they_are_and_checked_all_the_same() -> None:
+    messages = read_messages(TALK)
+    assert read_messages(messages) == messages
+    with pytest.raises(DataError, match="message 0 is empty: leave it out"):
+        read_messages([Message(role="user", items=())])
+    with pytest.raises(DataError, match="message 1 holds half a character"):
+        read_messages([messages[0], Message(role="user", items=(TextItem("a\ud83e"),))])
+
+
 def test_images_and_videos_are_named_by_their_kind_or_by_path() -> None:
     items = [
         {"type": "image", "image": b"bytes"},

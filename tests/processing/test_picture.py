@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tailorbird.errors import DataError
-from tailorbird.processing.picture import open_picture
+from tailorbird.processing.picture import BadPicture, open_picture
 
 
 @pytest.fixture
@@ -145,3 +145,18 @@ def test_deep_pictures_are_refused_with_a_remedy(dtype: type, tmp_path: Path) ->
 def test_arrays_of_another_form_are_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"a picture (is|has)"):
         open_picture(array)
+
+
+def test_why_a_picture_cannot_be_shown_is_said_in_few_words_to_count(tmp_path: Path) -> None:
+    deep = encoded(Image.fromarray(np.zeros((2, 3), np.uint16)), "PNG")
+    cases = {
+        "missing picture": tmp_path / "none.png",
+        "no picture": b"words",
+        "damaged picture": encoded(Image.new("RGB", (40, 40)), "PNG")[:60],
+        "picture too large": encoded(Image.new("1", (12_000, 12_000)), "PNG"),
+        "more than 8 bits": deep,
+    }
+    for reason, source in cases.items():
+        with pytest.raises(BadPicture) as caught:
+            open_picture(source)
+        assert caught.value.reason == reason

@@ -76,7 +76,17 @@ def test_a_prompt_without_the_assistant_has_nothing_to_learn(processor: Processo
 
 
 def test_silence_is_learned_as_the_end_of_a_turn(processor: Processor) -> None:
-    assert said(processor, talk("Hi", ""), reply=False) == "<end_of_utterance>"
+    assert said(processor, talk("Hi", ""), reply=False) == " <end_of_utterance>"
+
+
+def test_what_the_assistant_must_say_after_its_name_is_learned_with_its_words(processor: Processor) -> None:
+    asked, answered = talk("How many?"), talk("How many?", "4")  # a digit is no part of the word " 4"
+    learned = processor.encode([answered], reply=False)
+    prompt = processor.encode([asked], reply=True)
+    length = prompt.ids.shape[1]
+    assert torch.equal(learned.ids[:, :length], prompt.ids)
+    assert learned.learned[0, length:-1].all()
+    assert said(processor, answered, reply=False) == " 4<end_of_utterance>"
 
 
 def test_image_tokens_are_never_learned_even_if_the_assistant_shows_them(processor: Processor) -> None:

@@ -168,6 +168,15 @@ def test_pixels_are_written_where_the_caller_says() -> None:
             spec.fast(frames, out=other)
 
 
+def test_frames_are_cut_in_inference_mode_too() -> None:
+    spec = TileSpec(longest_edge=128, tile=32, split=True)
+    frames = torch.stack([frame("noise", 37, 91), frame("ramp", 37, 91)])
+    with torch.inference_mode():
+        tiles = spec.fast(frames)
+    assert tiles.is_inference()
+    assert torch.equal(tiles, spec.fast(frames))
+
+
 def test_the_whole_picture_comes_last_and_the_cuts_row_by_row() -> None:
     spec = TileSpec(longest_edge=8, tile=4)
     picture = torch.zeros(8, 8, 3, dtype=torch.uint8)

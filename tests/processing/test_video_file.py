@@ -110,6 +110,15 @@ def test_a_file_gives_the_frames_that_were_asked_for_and_when_they_were(mp4: Pat
     assert clip.duration_s == pytest.approx(3.0)
 
 
+def test_the_bytes_of_a_file_give_what_the_file_gives(mp4: Path) -> None:
+    of_file, of_bytes = read_video(mp4, SPEC), read_video(mp4.read_bytes(), SPEC)
+    torch.testing.assert_close(of_bytes.frames, of_file.frames, rtol=0, atol=0)
+    assert (of_bytes.times_s, of_bytes.duration_s) == (of_file.times_s, of_file.duration_s)
+    for cut in (0, 100, mp4.stat().st_size // 2):
+        with pytest.raises(DataError, match="the video"):
+            read_video(mp4.read_bytes()[:cut], SPEC)
+
+
 def test_frames_in_memory_are_sampled_like_those_of_a_file(mp4: Path) -> None:
     levels = grey(30)
     for frames in (levels, torch.from_numpy(levels.copy()), [Image.fromarray(one) for one in levels]):

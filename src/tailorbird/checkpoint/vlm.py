@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tailorbird.checkpoint.files import find_weights, list_tensors, write_shards
-from tailorbird.checkpoint.fill import fill, on_meta
+from tailorbird.checkpoint.fill import fill, on_meta, without_weights
 from tailorbird.checkpoint.folder import read_end_ids, read_object
 from tailorbird.checkpoint.processor import processor_files, read_processor
 from tailorbird.checkpoint.released import released_config, vlm_config
@@ -44,6 +44,18 @@ def read_vlm(
     end_ids = read_end_ids(folder, config.get("text_config") or {}, cfg.decoder.vocab, required=True)
     model = load_model(folder, cfg, device=device, dtype=dtype)
     return VLMFolder(model=model, processor=processor, end_ids=end_ids)
+
+
+def read_outline(folder: Path) -> VLMFolder:
+    """What `read_vlm` reads, without the weights, which may be absent: the model is on the meta device.
+
+    Raises:
+        CheckpointError: as `read_vlm`.
+    """
+    cfg = vlm_config(read_object(folder / "config.json"), folder / "config.json")
+    with without_weights():
+        model = VLM(cfg)
+    return VLMFolder(model=model, processor=read_processor(folder, cfg), end_ids=frozenset())
 
 
 def load_model(

@@ -80,6 +80,14 @@ DEVICES = {  # from NVIDIA's data sheets; where these give figures with 2:4 spar
 }
 
 
+def named_device(name: str) -> Device:
+    """One of `DEVICES`, of whatever case. Raises ConfigError for another."""
+    found = [one for key, one in DEVICES.items() if key.lower() == name.lower()]
+    if not found:
+        raise ConfigError(f"no device {name!r}: there are {', '.join(DEVICES)}")
+    return found[0]
+
+
 def floor_s(stages: Iterable[Cost], device: Device, dtype: str) -> float:
     """The least time in seconds: of each stage its operations or its bytes, whichever takes longer.
 

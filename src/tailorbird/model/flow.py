@@ -59,7 +59,7 @@ def sample_time(num: int, generator: torch.Generator) -> Tensor:
 
 
 def flow_loss(velocity: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over the actions that exist and were not given. 0 if there are none.
+    """Mean squared error of each action's values, summed over the actions that exist and were not given.
 
     lerobot's SmolVLA looks for the mask under a name that its own loader does not use, and so also learns the
     repeated last action; with every action valid the losses are equal (tests/parity/test_smolvla.py).
@@ -69,7 +69,7 @@ def flow_loss(velocity: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         valid: (B, L), False where the chunk runs past the end of its episode, and at what was given.
     """
     error = (velocity.float() - target).square().mean(-1)  # (B, L); fp32: the loss
-    return (error * valid).sum() / valid.sum().clamp_min(1)
+    return (error * valid).sum()
 
 
 def trajectory(

@@ -9,7 +9,6 @@ from tailorbird.errors import DataError
 from tailorbird.processing.pieces import Piece
 
 Role = Literal["system", "user", "assistant"]
-Conversation = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}, as the field writes them
 
 ROLES = ("system", "user", "assistant")
 KEYS = {  # of the items that a message is made of
@@ -49,7 +48,7 @@ class ImageItem:
 
 @dataclass(frozen=True, eq=False)
 class VideoItem:
-    """source: the path of a file, or frames. fps: frames a second, if they are not in a file that says so."""
+    """source: a file, by its path or its bytes, or frames. fps: frames a second; a file says its own."""
 
     source: Any
     fps: float | None = None
@@ -64,6 +63,10 @@ class Message:
     items: tuple[Item, ...]
 
 
+# {"role": ..., "content": ...}, as the field writes them, or messages that were read before
+Conversation = Sequence[Mapping[str, Any] | Message]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
     """A chat template as data.
@@ -71,7 +74,7 @@ class ChatFormat:
     template: the released text of it, as chat_template.jinja holds it.
     once: a token before everything. each: a token before every turn. end: the token after every turn.
     names: how the roles are written. border, image_border, reply_border: what follows the name; if the
-        first item is an image; if the model is to go on.
+        first item is an image; if the model is to go on, with which the other two begin.
     system: the first message if the conversation brings none of its own.
     """
 
@@ -99,8 +102,11 @@ class ChatFormat:
             messages = [Message(role="system", items=(TextItem(self.system),)), *messages]
         for message in messages:
             starts_with_image = isinstance(message.items[0], ImageItem)
-            yield from self._head(message.role, self.image_border if starts_with_image else self.border)
+            border = self.image_border if starts_with_image else self.border
             learned = message.role == "assistant"
+            given = self.reply_border if learned else border  # the rest the assistant must say itself
+            yield from self._head(message.role, given)
+            yield Piece(border.removeprefix(given), learned=learned)
             for item in message.items:
                 yield Piece(item.text, learned=learned) if isinstance(item, TextItem) else item
             yield Piece(self.end, token=True, learned=learned)
@@ -159,6 +165,13 @@ def read_messages(conversation: Conversation) -> tuple[Message, ...]:
 
 
 def _message(message: object, where: str) -> Message:
+    if isinstance(message, Message):
+        if not message.items:
+            raise DataError(f"{where} is empty: leave it out, or give it a text")
+        for item in message.items:
+            if isinstance(item, TextItem):
+                _text(item.text, where)
+        return message
     if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
         raise DataError(f'{where} must have the keys "role" and "content", got {_short(message)}')
     role, content = message["role"], message["content"]

@@ -21,6 +21,14 @@ DEEP_MODES = ("I", "F")  # and their variants, such as "I;16"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # others of Pillow run programs
 
 
+class BadPicture(DataError):  # noqa: N818 (reads as what happened)
+    """What cannot be shown. reason: one of a few words, for counting."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def open_picture(source: Picture) -> Tensor:
     """Any picture as (H, W, 3) uint8.
 
@@ -29,7 +37,7 @@ def open_picture(source: Picture) -> Tensor:
     uint8, (H, W, 3), (3, H, W), or grey (H, W); a tensor stays on its device.
 
     Raises:
-        DataError: the file is missing, damaged, no picture, too large, or has more than 8 bits a channel.
+        BadPicture: the file is missing, damaged, no picture, too large, or has more than 8 bits a channel.
     """
     if isinstance(source, Tensor):
         return _as_rgb(source)
@@ -64,29 +72,35 @@ def _damage_named(name: str) -> Iterator[None]:
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(_too_large(name, "more")) from None
+        raise BadPicture("picture too large", _too_large(name, "more")) from None
     except UnidentifiedImageError:
-        raise DataError(
+        raise BadPicture(
+            "no picture",
             f"{name} is no picture in a known format ({', '.join(_formats())}), whatever its name says: save "
-            "it as one of these"
+            "it as one of these",
         ) from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}): check the path of the picture") from None
+        raise BadPicture(
+            "missing picture", f"{name} cannot be read ({error.strerror}): check the path of the picture"
+        ) from None
     except Exception as error:  # decoders of damaged files raise whatever they like
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{name} is damaged ({reason[0]}): fetch or save the picture again") from None
+        raise BadPicture(
+            "damaged picture", f"{name} is damaged ({reason[0]}): fetch or save the picture again"
+        ) from None
 
 
 def _checked(picture: Image.Image, name: str) -> Image.Image:
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise DataError(_too_large(name, f"{width} x {height}"))
+        raise BadPicture("picture too large", _too_large(name, f"{width} x {height}"))
     if width * height == 0:
-        raise DataError(f"{name} is {width} x {height} px: there is nothing to see")
+        raise BadPicture("empty picture", f"{name} is {width} x {height} px: there is nothing to see")
     if picture.mode.startswith(DEEP_MODES):
-        raise DataError(
+        raise BadPicture(
+            "more than 8 bits",
             f"{name} has more than 8 bits a channel (mode {picture.mode}), and which of them are seen is not "
-            "for us to guess: scale it to 8 bits first"
+            "for us to guess: scale it to 8 bits first",
         )
     return picture
 
@@ -108,9 +122,10 @@ def _as_tensor(picture: Image.Image) -> Tensor:
 
 def _as_rgb(frame: Tensor) -> Tensor:
     if frame.dtype != torch.uint8 or frame.ndim not in (2, 3) or frame.numel() == 0:
-        raise DataError(
+        raise BadPicture(
+            "no picture",
             f"a picture is (H, W, 3), (3, H, W) or (H, W), uint8 in 0 to 255, got {tuple(frame.shape)} "
-            f"{frame.dtype}"
+            f"{frame.dtype}",
         )
     if frame.ndim == 2:
         return frame[..., None].expand(-1, -1, 3)  # (H, W, 3)
@@ -118,4 +133,4 @@ def _as_rgb(frame: Tensor) -> Tensor:
         return frame
     if frame.shape[0] == 3:
         return frame.movedim(0, -1)  # (H, W, 3)
-    raise DataError(f"a picture has 3 channels, first or last, got {tuple(frame.shape)}")
+    raise BadPicture("no picture", f"a picture has 3 channels, first or last, got {tuple(frame.shape)}")

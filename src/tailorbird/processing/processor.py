@@ -18,8 +18,10 @@ from tailorbird.processing.pieces import AROUND, Kind, Piece, Token, encode_piec
 from tailorbird.processing.text import IMAGE, ChatTokenizer
 from tailorbird.processing.tiles import LARGEST_PX, Layout, TileSpec
 from tailorbird.processing.video import OUTRO, Clip, VideoSpec, intro, read_frames, read_video, stamp
+from tailorbird.processing.video_file import Decoder
 from tailorbird.types import Prompts
 
+LATE_S = 6000.0  # from here on, the time of a frame takes one digit more
 ONE_TILE = Layout(resized=(1, 1), grid=(1, 1), rows=0, cols=0)
 
 
@@ -44,6 +46,10 @@ class Row:
     cut: int = 0
 
     @property
+    def num_tiles(self) -> int:
+        return sum(medium.num_tiles for medium in self.media)
+
+    @property
     def counts(self) -> dict[Kind, int]:
         """Tokens by what they are for."""
         found = Counter(token.kind for token in self.tokens)
@@ -55,7 +61,7 @@ class Processor:
     """Everything that a VLM does besides the network. It travels inside the checkpoint.
 
     tokens_per_tile: 0 for a language model without eyes. fast: tiles by tensor operations, at most 2 of 255
-    levels from the released pixels; else those.
+    levels from the released pixels; else those. decoder: what opens video files, with the same frames.
     """
 
     tokenizer: ChatTokenizer
@@ -64,6 +70,7 @@ class Processor:
     tiles: TileSpec = field(default_factory=TileSpec)
     video: VideoSpec = field(default_factory=VideoSpec)
     fast: bool = False
+    decoder: Decoder = "pyav"
 
     def __post_init__(self) -> None:
         for name in (*self.chat.tokens, *((IMAGE, AROUND) if self.tokens_per_tile else ())):
@@ -146,8 +153,29 @@ class Processor:
             valid=valid,
             learned=learned,
             pixels=self._cut(media) if media else None,
-            tiles=tuple(sum(medium.num_tiles for medium in row.media) for row in rows),
+            tiles=tuple(row.num_tiles for row in rows),
         )
+
+    def levels(self, row: Row) -> Tensor | None:
+        """All tiles of a row in order, not yet scaled: (num_tiles, 3, tile, tile) uint8, on the CPU."""
+        parts = [
+            medium.spec.fast_levels(frame[None])[0] if self.fast else medium.spec.exact_levels(frame)
+            for medium in row.media
+            for frame in medium.frames
+        ]
+        return torch.cat(parts) if parts else None
+
+    def frames_within(self, tokens: int) -> int:
+        """How many frames of a video fit so many tokens, with the words around them; at least one."""
+        one, two = self._video_tokens(1), self._video_tokens(2)
+        num = min(max((tokens - one) // (two - one) + 1, 1), self.video.max_frames)
+        while num > 1 and self._video_tokens(num) > tokens:  # the number itself is written in words
+            num -= 1
+        return num
+
+    def _video_tokens(self, num_frames: int) -> int:
+        clip = Clip(frames=torch.empty(num_frames, 0), times_s=(LATE_S,) * num_frames, duration_s=LATE_S)
+        return len(encode_pieces(self._video_block(clip, 0), self.tokenizer))
 
     def text(self, conversation: Conversation, *, reply: bool = True) -> str:
         """The whole prompt with every marker, as the reference hands it to its tokenizer."""
@@ -172,7 +200,7 @@ class Processor:
                 layout = self.tiles.layout(*medium.frames.shape[1:3])
                 pieces += image_block(layout, self.tokens_per_tile, len(media))
             else:
-                clip = self._read(part)
+                clip = self.read_clip(part)
                 medium = Medium(frames=clip.frames, spec=self._video_spec)
                 pieces += self._video_block(clip, len(media))
             media.append(medium)
@@ -183,11 +211,15 @@ class Processor:
         edge = min(self.video.longest_edge, LARGEST_PX)
         return replace(self.tiles, longest_edge=edge, split=False)
 
-    def _read(self, item: VideoItem) -> Clip:
-        if isinstance(item.source, str | Path):
+    def read_clip(self, item: VideoItem) -> Clip:
+        """The frames that are seen of a video; a Clip that was read before is taken as it is."""
+        if isinstance(item.source, Clip):
+            return item.source
+        if isinstance(item.source, str | Path | bytes):
             if item.fps is not None:
-                raise DataError(f'{item.source} says its own frames per second: leave "fps" out')
-            return read_video(item.source, self.video)
+                name = "a video file" if isinstance(item.source, bytes) else item.source
+                raise DataError(f'{name} says its own frames per second: leave "fps" out')
+            return read_video(item.source, self.video, self.decoder)
         if item.fps is None:
             raise DataError('a video of frames needs "fps", how many of them are a second')
         return read_frames(item.source, item.fps, self.video)

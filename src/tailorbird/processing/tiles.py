@@ -1,6 +1,7 @@
 """From a picture of any size to the square tiles that SmolVLM reads: one spec, two interpreters."""
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -75,6 +76,10 @@ class TileSpec:
             (num_tiles, 3, tile, tile) in [-1, 1]: the cuts row by row, then the whole picture.
         Source: SmolVLMImageProcessorPil, transformers 5.23; equal bytes in tests/parity/test_pixels.py.
         """
+        return torch.from_numpy(LEVELS[self.exact_levels(picture).numpy()])
+
+    def exact_levels(self, picture: Tensor) -> Tensor:
+        """As `exact`, but not yet scaled: (num_tiles, 3, tile, tile) uint8, a quarter of the memory."""
         layout = self.layout(*picture.shape[:2])
         image = Image.fromarray(picture.cpu().numpy())
         for height, width in (layout.resized, layout.grid):
@@ -84,8 +89,7 @@ class TileSpec:
             cuts = parts[0].reshape(layout.rows, self.tile, layout.cols, self.tile, 3).swapaxes(1, 2)
             whole = image.resize((self.tile, self.tile), Image.Resampling.LANCZOS)
             parts = [*cuts.reshape(-1, self.tile, self.tile, 3), np.asarray(whole)]
-        tiles = np.stack(parts).transpose(0, 3, 1, 2)  # (num_tiles, 3, tile, tile)
-        return torch.from_numpy(LEVELS[tiles])
+        return torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))  # (num_tiles, 3, tile, tile)
 
     def fast(
         self, frames: Tensor, dtype: torch.dtype = torch.float32, *, out: Tensor | None = None
@@ -102,11 +106,7 @@ class TileSpec:
             DataError: frames, or out, are of another form.
         Tier: tolerance, at most 2 of 255 levels from `exact` (tests/processing/test_tiles.py).
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
-            raise DataError(
-                f"frames are (B, H, W, 3) or (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}"
-            )
-        frames = frames.movedim(-1, 1) if frames.shape[-1] == 3 else frames  # (B, 3, H, W)
+        frames = _channels_first(frames)
         layout = self.layout(*frames.shape[-2:])
         shape = (len(frames), layout.num_tiles, 3, self.tile, self.tile)
         tiles = torch.empty(shape, dtype=dtype, device=frames.device) if out is None else out
@@ -118,23 +118,37 @@ class TileSpec:
         if frames.device.type != "cpu":
             self._fill(tiles, frames, layout)
             return tiles
+        mode = torch.is_inference_mode_enabled()  # which other threads do not know
+
+        def fill(i: int) -> None:
+            with torch.inference_mode(mode):
+                self._fill(tiles[i : i + 1], frames[i : i + 1], layout)
+
         # the kernel uses one core
         with ThreadPoolExecutor(min(torch.get_num_threads(), len(frames))) as pool:
-            slices = [slice(i, i + 1) for i in range(len(frames))]
-            list(pool.map(lambda one: self._fill(tiles[one], frames[one], layout), slices))
+            list(pool.map(fill, range(len(frames))))
         return tiles
+
+    def fast_levels(self, frames: Tensor) -> Tensor:
+        """As `fast`, but not yet scaled: (B, num_tiles, 3, tile, tile) uint8."""
+        frames = _channels_first(frames)
+        return torch.stack(list(self._parts(frames, self.layout(*frames.shape[-2:]))), 1)
 
     def _fill(self, tiles: Tensor, frames: Tensor, layout: Layout) -> None:
         """frames (B, 3, H, W) uint8 into tiles (B, num_tiles, 3, tile, tile)."""
+        for i, part in enumerate(self._parts(frames, layout)):  # one by one: scaled while it is in the cache
+            tiles[:, i].copy_(part).mul_(2 / 255).sub_(1)
+
+    def _parts(self, frames: Tensor, layout: Layout) -> Iterator[Tensor]:
+        """The tiles of (B, 3, H, W) frames in order, each (B, 3, tile, tile) uint8."""
         grid = lanczos(lanczos(frames, layout.resized), layout.grid)  # (B, 3, height, width)
         whole = lanczos(grid, (self.tile, self.tile)) if layout.rows else grid
         if layout.rows:
             cuts = grid.unflatten(3, (layout.cols, self.tile)).unflatten(2, (layout.rows, self.tile))
             for row in range(layout.rows):
-                for col in range(layout.cols):  # one by one: a tile is scaled while it is in the cache
-                    tile = tiles[:, row * layout.cols + col]
-                    tile.copy_(cuts[:, :, row, :, col]).mul_(2 / 255).sub_(1)
-        tiles[:, -1].copy_(whole).mul_(2 / 255).sub_(1)
+                for col in range(layout.cols):
+                    yield cuts[:, :, row, :, col]
+        yield whole
 
     def _whole_tiles(self, height: int, width: int) -> tuple[int, int]:
         """The longer side is rounded up first, the shorter one from what the aspect then makes of it."""
@@ -147,6 +161,15 @@ class TileSpec:
 
     def _up(self, length: int) -> int:
         return math.ceil(length / self.tile) * self.tile
+
+
+def _channels_first(frames: Tensor) -> Tensor:
+    """(B, 3, H, W)"""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
+        raise DataError(
+            f"frames are (B, H, W, 3) or (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}"
+        )
+    return frames.movedim(-1, 1) if frames.shape[-1] == 3 else frames
 
 
 def _to_longest(height: int, width: int, edge: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.processing.picture import open_picture
-from tailorbird.processing.video_file import VideoFile
+from tailorbird.processing.video_file import Decoder, VideoFile
 
 SKIPPED_S = 1  # at both ends of a video that has more to show than is sampled
 MOST_FRAMES = 999  # as far as the words go
@@ -115,8 +115,8 @@ def read_frames(frames: Any, fps: float, spec: VideoSpec) -> Clip:
     return _clip(pictures, wanted.tolist(), fps, len(frames))
 
 
-def read_video(path: str | Path, spec: VideoSpec) -> Clip:
-    """Sample a video file.
+def read_video(source: str | Path | bytes, spec: VideoSpec, decoder: Decoder = "pyav") -> Clip:
+    """Sample a video file, by its path or its bytes.
 
     Of an mp4, and of a Matroska or WebM with frames of equal length, only what lies between a wanted frame
     and the key frame before it is decoded. Other files, and those that such leaps fail in, are decoded from
@@ -126,7 +126,7 @@ def read_video(path: str | Path, spec: VideoSpec) -> Clip:
     Raises:
         DataError: the file is missing, damaged, cut, too large, or no video.
     """
-    file = VideoFile(Path(path))
+    file = VideoFile(source if isinstance(source, bytes) else Path(source), decoder)
     num_frames = file.num_frames
     wanted = sample(num_frames, file.fps, spec).tolist()
     return _clip(file.pick(wanted), wanted, file.fps, num_frames)

@@ -3,19 +3,20 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import SEEK_CUR
+from io import SEEK_CUR, SEEK_END, BytesIO
 from itertools import pairwise
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import av
 import av.error
 import torch
 from torch import Tensor
 
-from tailorbird.errors import DataError
+from tailorbird.errors import ConfigError, DataError
 
+Decoder = Literal["pyav", "torchcodec"]
 LARGEST_FRAME = 64_000_000  # px; 8K has 33 million
 LARGEST_CLIP = 1_000_000_000  # px of all frames kept: 3 GB
 EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")  # how parts of a Matroska begin
@@ -27,28 +28,35 @@ ALONE = {
 
 
 class VideoFile:
-    """A video file that has been read once: what it promises is there.
+    """A video file, or its bytes, that has been read once: what it promises is there.
 
     Nothing is decoded if the file counts its frames, or is a Matroska (WebM) with one packet every so often.
     Else all of it is, to count.
 
+    decoder: which of two makes pictures of what PyAV has read and found whole; the pictures are the same.
+    What torchcodec cannot do, or does otherwise, PyAV does. It shows a frame that is damaged inside of an
+    intact packet as FFmpeg makes it up, where PyAV refuses it.
     num_frames: as many as can be decoded. fps: on average.
+
+    Raises:
+        ConfigError: torchcodec is wanted and does not load.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, source: Path | bytes, decoder: Decoder = "pyav") -> None:
+        self._source, self._torchcodec = source, import_torchcodec() if decoder == "torchcodec" else None
+        self._path = path = "the video" if isinstance(source, bytes) else source
         with self._opened() as (file, stream):
             if not stream.average_rate:
                 raise DataError(f"{path} does not say its frames per second: convert it to mp4")
             self.fps, promised = float(stream.average_rate), stream.frames
             is_matroska = "matroska" in file.format.name
             packets = [(p.pts, p.is_keyframe) for p in self._packets(file, stream) if p.size]
-        if len(packets) < promised and _is_cut(path):
+        if len(packets) < promised and _is_cut(source):
             raise DataError(
                 f"{path} ends after {len(packets)} of its {promised} frames: it is cut. Fetch it again, or "
                 "convert it to keep what is there"
             )
-        if is_matroska and _is_cut(path):
+        if is_matroska and _is_cut(source):
             raise DataError(
                 f"{path} is shorter than it says: it is cut. Fetch it again, or convert it to keep what is "
                 "there"
@@ -70,7 +78,9 @@ class VideoFile:
     def pick(self, wanted: Sequence[int]) -> list[Tensor]:
         """Frames by number, ascending, each (H, W, 3) uint8."""
         pictures: list[Tensor] = []
-        if self._seekable:
+        if self._seekable and self._torchcodec is not None:
+            pictures = self._by_torchcodec(wanted)
+        if self._seekable and not pictures:
             # from the key frame of an open group, the next frames cannot be decoded
             with suppress(DataError):
                 pictures = self._kept(self._leaping(wanted))
@@ -81,6 +91,19 @@ class VideoFile:
                 f"{self._path} lacks frame {wanted[len(pictures)]}: it is damaged. Fetch it again"
             )
         return pictures
+
+    def _by_torchcodec(self, wanted: Sequence[int]) -> list[Tensor]:
+        """None if it cannot read the file, numbers its frames otherwise, or turns them as players do."""
+        assert self._torchcodec is not None
+        with self._opened(len(wanted)):  # for its checks of sizes
+            path = self._source if isinstance(self._source, bytes) else str(self._source.absolute())
+        try:
+            file = self._torchcodec(path, dimension_order="NHWC")
+            if file.metadata.num_frames != self.num_frames or file.metadata.rotation:
+                return []
+            return list(file.get_frames_at(list(wanted)).data)
+        except (RuntimeError, ValueError):
+            return []
 
     def _kept(self, frames: Iterator[Any]) -> list[Tensor]:
         pictures: list[Tensor] = []
@@ -120,11 +143,12 @@ class VideoFile:
     @contextmanager
     def _opened(self, num_kept: int = 1) -> Iterator[tuple[Any, Any]]:
         """The container and its first video stream, checked; damage in the block is named after the file."""
-        path = self._path
+        path, source = self._path, self._source
         try:
-            if not S_ISREG(path.stat().st_mode):
+            if isinstance(source, Path) and not S_ISREG(source.stat().st_mode):
                 raise DataError(f"{path} is no regular file: give the path of a video")
-            with av.open(f"file:{path}", options=ALONE) as file:
+            opened = BytesIO(source) if isinstance(source, bytes) else f"file:{path}"
+            with av.open(opened, options=ALONE) as file:
                 if not file.streams.video:
                     kinds = ", ".join(sorted({stream.type for stream in file.streams})) or "nothing"
                     raise DataError(f"{path} has no video, only {kinds}: give another file")
@@ -166,16 +190,30 @@ class VideoFile:
             )
 
 
+def import_torchcodec() -> Any:
+    """Its video decoder. Raises ConfigError if it does not load."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"torchcodec does not load ({reason}): pip install 'tailorbird[torchcodec]', and FFmpeg's shared "
+            "libraries by your system's packages; or choose pyav"
+        ) from None
+    return VideoDecoder
+
+
 def _is_regular(times: Sequence[int]) -> bool:
     """Whether frames are equally long, as far as ticks can say."""
     gaps = {after - before for before, after in pairwise(times)}
     return bool(times) and (not gaps or max(gaps) - min(gaps) <= 1)
 
 
-def _is_cut(path: Path) -> bool:
+def _is_cut(source: Path | bytes) -> bool:
     """Whether an mp4, AVI or Matroska promises more bytes than there are."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        size = file.seek(0, SEEK_END)
+        file.seek(0)
         if file.read(4) == EBML:
             return _end_of_segment(file) > size
         return _end_of_boxes(file, size) > size
