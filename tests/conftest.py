@@ -10,8 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 from tailorbird.__main__ import main
-from tailorbird.data.config import RecordConfig
 from tailorbird.data.record import record
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.sim.config import SimConfig
 
 Typed = Callable[..., tuple[int | str | None, str]]

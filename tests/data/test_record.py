@@ -13,9 +13,9 @@ import pytest
 
 from synthetic import files
 from tailorbird.data import record as recording
-from tailorbird.data.config import RecordConfig
 from tailorbird.data.lerobot import LeRobotDataset
 from tailorbird.data.record import record
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.data.writer import DatasetWriter, Layout
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
 from tailorbird.sim.config import ActionNoise, SimConfig
@@ -72,7 +72,7 @@ def test_one_process_records_the_same_bytes_as_two(
 RECORD = """
 import json, sys
 from pathlib import Path
-from tailorbird.data.config import RecordConfig
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.data.record import record
 from tailorbird.sim.config import ActionNoise, SimConfig
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tailorbird.data.config import RecordConfig
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.evals.config import RolloutConfig
 from tailorbird.model.sizes import TINY
 from tailorbird.recipes.config import DemoConfig, tiny

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tailorbird.data.config import RecordConfig
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.provenance import cores
 
 

@@ -49,6 +49,15 @@ class Loader:
         """The batch of a training step, augmented."""
         return self._augmented(*self._fetch(step), step)
 
+    def names(self, step: int) -> list[str]:
+        """Of the observations of a training step: where in the dataset they are."""
+        rows = self._rows_of(step)
+        episodes = self.data.episode_index[rows]
+        return [
+            f"episode {episode}, frame {row - self.data.episodes[episode].start}"
+            for row, episode in zip(rows, episodes, strict=True)
+        ]
+
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the steps [start, stop). Frames are read one step ahead, in a thread.
 
@@ -63,8 +72,11 @@ class Loader:
                 yield self._augmented(*fetched, step)
 
     def _fetch(self, step: int) -> tuple[NDArray[np.int64], list[Tensor]]:
-        rows = self.rows[batch_rows(len(self.rows), self.cfg.batch, self.cfg.seed, step)]
+        rows = self._rows_of(step)
         return rows, self._gather(self._older(rows, step))
+
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        return self.rows[batch_rows(len(self.rows), self.cfg.batch, self.cfg.seed, step)]
 
     def _older(self, rows: NDArray[np.int64], step: int) -> NDArray[np.int64]:
         """Of the pictures that go with the states of `rows`: as many frames before as is drawn for each."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tailorbird.data.config import RecordConfig
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.data.stats import describe_frames
 from tailorbird.data.video import encode
 from tailorbird.data.writer import DatasetWriter, Demonstration, Layout
