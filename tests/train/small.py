@@ -7,11 +7,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tailorbird.data.config import Augment, LoadConfig
@@ -29,15 +31,18 @@ from tailorbird.processing.image import ImageSpec
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
-from tailorbird.train.config import TrainConfig
+from tailorbird.train.config import LearnConfig, VLATrainConfig
 from tailorbird.train.loop import Trained, train
-from tailorbird.train.step import measure
+from tailorbird.train.stages import Group, choose
+from tailorbird.train.state import newest_checkpoint
+from tailorbird.train.vla import VLALesson
+from tailorbird.train.vla_step import draw, measure, vla_loss
 from tailorbird.types import Batch
 from tiny import TINY_VLA
 
 CAMERA, HZ, LENGTHS = "front", 10, (12, 14, 17, 20)
 MODEL = replace(TINY_VLA, state_dim=3, action_dim=2, chunk=4, num_steps=3)
-CONFIG = TrainConfig(  # no two of the periods coincide at a step that is saved
+CONFIG = VLATrainConfig(  # no two of the periods coincide at a step that is saved
     steps=12,
     batch=6,
     lr=2e-3,
@@ -92,7 +97,7 @@ class Interrupting(Loader):
             yield batch
 
 
-def load(root: Path, cache: Path, cfg: TrainConfig = CONFIG) -> tuple[Interrupting, Batch]:
+def load(root: Path, cache: Path, cfg: VLATrainConfig = CONFIG) -> tuple[Interrupting, Batch]:
     """The batches to learn from, and one of the episode that is held out."""
     data = LeRobotDataset(root)
     pipeline = Pipeline(
@@ -119,7 +124,7 @@ def new_model(seed: int = 0, cfg: VLAConfig = MODEL) -> VLA:
 def fit(
     root: Path,
     run: Path,
-    cfg: TrainConfig = CONFIG,
+    cfg: VLATrainConfig = CONFIG,
     *,
     at: int = -1,
     act: Callable[[], object] = lambda: None,
@@ -132,13 +137,36 @@ def fit(
     loader.step, loader.act = at, act
     pipeline = loader.pipeline
     start = new_model(cfg=model)
-    return train(cfg, start, loader, pipeline, run, lambda m: measure(m, held_out, pipeline, cfg.seed))
+    return teach(cfg, start, loader, run, lambda m: measure(m, held_out, pipeline, cfg.seed))
+
+
+def teach(
+    cfg: VLATrainConfig,
+    model: VLA,
+    loader: Loader,
+    run: Path,
+    evaluate: Callable[[VLA], dict[str, float]] = lambda model: {},
+    groups: Sequence[Group] = (),
+    pipeline: Pipeline | None = None,
+) -> Trained:
+    """Train a model, all of it if no groups are given, on a loader's batches."""
+    lesson = VLALesson(cfg, model.cfg, loader, pipeline or loader.pipeline, evaluate)
+    return train(cfg, lesson, model, groups or choose(model, LearnConfig(), 0), run)
+
+
+def mean_loss(model: VLA, batch: Batch, draws: int, generator: torch.Generator) -> torch.Tensor:
+    """Per action that is learned."""
+    drawn = draw(model.cfg, batch, draws, generator)
+    return vla_loss(model, drawn) / drawn.valid.sum().clamp_min(1)
 
 
 def main() -> None:
     root, run, deed, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 
     def act() -> None:
+        if deed == "SIGKILL":  # what is being written beside the training is another test's
+            while newest_checkpoint(run) is None:
+                time.sleep(0.01)
         if deed == "full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
         else:

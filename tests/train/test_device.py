@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import CONFIG, load, new_model
+from small import CONFIG, load, new_model, teach
 
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import ConfigError
 from tailorbird.recipes.config import TuneConfig
 from tailorbird.recipes.finetune import finetune
-from tailorbird.train.loop import train
 from tailorbird.train.state import checkpoint_at
 
 
@@ -21,7 +20,7 @@ def test_a_run_on_a_gpu_continues_and_learns_what_one_on_the_cpu_does(
     discs: Path, whole: Path, tmp_path: Path
 ) -> None:
     def run() -> None:
-        train(CONFIG, new_model().to("cuda"), loader, loader.pipeline, tmp_path, lambda mean: {})
+        teach(CONFIG, new_model().to("cuda"), loader, tmp_path)
 
     def stop() -> None:
         raise KeyboardInterrupt

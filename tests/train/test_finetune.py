@@ -22,11 +22,11 @@ from tailorbird.model.int8 import shrink
 from tailorbird.processing.normalize import Normalizer
 from tailorbird.recipes.config import TuneConfig, smolvla, tune
 from tailorbird.recipes.finetune import finetune, load_for
-from tailorbird.train.config import LearnConfig, LoraConfig, TrainConfig
+from tailorbird.train.config import LearnConfig, LoraConfig, VLATrainConfig
 from tailorbird.train.log import read_metrics
 from tailorbird.train.state import checkpoint_at
 
-SHORT: TrainConfig = replace(CONFIG, steps=2, log_every=1, save_every=2, eval_every=2)
+SHORT: VLATrainConfig = replace(CONFIG, steps=2, log_every=1, save_every=2, eval_every=2)
 CFG = TuneConfig(train=SHORT)
 
 
@@ -118,7 +118,7 @@ def test_a_camera_that_the_dataset_lacks_is_named_with_those_that_there_are(
     with pytest.raises(ConfigError, match=r"has the cameras front, the policy asks for wrist: .*--rename"):
         finetune(CFG, other, discs, tmp_path / "run")
     misspelt = LearnConfig(lora=LoraConfig(rank=2, targets=("nothing",)))
-    with pytest.raises(ConfigError, match="the target 'nothing'"):
+    with pytest.raises(ConfigError, match=r"'nothing'.* names no layer"):
         finetune(replace(CFG, rename={"front": "wrist"}, learn=misspelt), other, discs, tmp_path / "run")
     # what was refused has not begun: the folder is free for the corrected command
     trained = finetune(replace(CFG, rename={"front": "wrist"}), other, discs, tmp_path / "run")

@@ -25,13 +25,15 @@ from tailorbird.data.loader import Loader
 from tailorbird.data.order import batch_rows, seed_of
 from tailorbird.infer.policy import load_policy
 from tailorbird.model.flow import sample_time
+from tailorbird.model.vla import VLA
 from tailorbird.recipes.config import TuneConfig, smolvla
 from tailorbird.recipes.finetune import finetune, load_for
 from tailorbird.train.config import Learn, LearnConfig
-from tailorbird.train.learn import choose
-from tailorbird.train.loop import _update
-from tailorbird.train.optim import build_optimizer, lr_at, start_average
-from tailorbird.train.state import State
+from tailorbird.train.optim import lr_at
+from tailorbird.train.stages import choose
+from tailorbird.train.state import State, start_state
+from tailorbird.train.update import update
+from tailorbird.train.vla import VLALesson
 
 pytestmark = pytest.mark.parity
 
@@ -73,7 +75,7 @@ class Both:
     theirs: Any
     before: Any  # processor
     loader: Loader
-    state: State
+    state: State[VLA]
     folder: Path
 
     def batch_there(self, step: int) -> dict[str, Any]:
@@ -111,11 +113,11 @@ def build(vlm: Path, discs: Path, tmp_path: Path, part: Learn) -> Both:
     folder = save_policy(theirs, stats_of(data), tmp_path / "theirs")
     cfg = tuning(part)
     model, pipeline = load_for(data, folder, cfg)
-    choose(model, cfg.learn, 0)
+    groups = choose(model, cfg.learn, 0)
     frames = load_frames(data, pipeline.image, pipeline.robot_cameras, tmp_path / "frames", 1)
     load = LoadConfig(chunk=model.cfg.chunk, batch=BATCH)
     loader = Loader(data, frames, pipeline, rows=torch.arange(len(data)).numpy(), cfg=load)
-    state = State(model=model, mean=start_average(model), optimizer=build_optimizer(model, cfg.train))
+    state = start_state(model, groups, cfg.train)
     theirs.train()
     return Both(theirs, make_processors(theirs, stats_of(data))[0], loader, state, folder)
 
@@ -130,6 +132,7 @@ def test_steps_of_adamw_change_the_weights_as_those_of_lerobot_do(
         both.theirs.parameters(), cfg.lr, preset.betas, preset.eps, preset.weight_decay
     )
     start = {name: value.clone() for name, value in both.state.model.state_dict().items()}
+    lesson = VLALesson(cfg, both.state.model.cfg, both.loader, both.loader.pipeline, lambda model: {})
     past_the_end = 0
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -141,9 +144,9 @@ def test_steps_of_adamw_change_the_weights_as_those_of_lerobot_do(
         optimizer.zero_grad()
         batch = both.loader.at(step)
         past_the_end += int((~batch.valid).sum())
-        ours, our_norm = _update(both.state, batch, cfg)
-        assert ours == pytest.approx(loss.item(), rel=1e-5)
-        assert our_norm == pytest.approx(norm.item(), rel=1e-4)
+        ours = update(both.state, lesson.portions(batch, step), lesson, cfg)
+        assert ours.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert ours.norm == pytest.approx(norm.item(), rel=1e-4)
     assert past_the_end  # lerobot learns to hold the last action there
     after = both.named(both.theirs.state_dict())
     moved = 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import CONFIG, MODEL, fit, load
+from small import CONFIG, MODEL, fit, load, mean_loss
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,9 +23,8 @@ from tailorbird.model.init import initialise
 from tailorbird.model.vla import VLA
 from tailorbird.recipes.config import TuneConfig, smolvla
 from tailorbird.recipes.finetune import finetune
-from tailorbird.train.config import TrainConfig
+from tailorbird.train.config import VLATrainConfig
 from tailorbird.train.state import checkpoint_at, newest_checkpoint
-from tailorbird.train.step import vla_loss
 from tailorbird.types import Batch, Inputs
 from tailorbird.wire import Committed
 from tiny import TINY_VLA, observed
@@ -53,7 +52,7 @@ def test_given_actions_are_clean_their_time_is_zero_and_each_number_of_them_is_a
     batch: Batch,
 ) -> None:
     spy, draws = Spy(DELAYED), 60
-    vla_loss(spy, batch, draws, torch.Generator().manual_seed(5))
+    mean_loss(spy, batch, draws, torch.Generator().manual_seed(5))
     given = spy.t == 0  # (B * R, L)
     assert torch.equal(given, given.cummin(1).values)  # only at the head
     shares = given.sum(1).bincount(minlength=5) / len(given)
@@ -71,7 +70,7 @@ def test_the_loss_ignores_what_was_given_and_counts_all_else(batch: Batch) -> No
 
     def loss(said: Tensor | float) -> float:
         spy.said = said
-        return vla_loss(spy, batch, 1, torch.Generator().manual_seed(5)).item()
+        return mean_loss(spy, batch, 1, torch.Generator().manual_seed(5)).item()
 
     before, given = loss(0.0), spy.t == 0
     assert loss(given[..., None] * 1e3) == before
@@ -84,7 +83,7 @@ def test_the_loss_ignores_what_was_given_and_counts_all_else(batch: Batch) -> No
 
 def test_a_batch_of_which_nothing_is_left_to_learn_has_a_loss_of_zero(batch: Batch) -> None:
     ends = replace(batch, valid=torch.arange(4).expand(11, -1) < 0)
-    loss = vla_loss(VLA(DELAYED), ends, 1, torch.Generator())
+    loss = mean_loss(VLA(DELAYED), ends, 1, torch.Generator())
     loss.backward()
     assert loss.item() == 0
 
@@ -92,7 +91,7 @@ def test_a_batch_of_which_nothing_is_left_to_learn_has_a_loss_of_zero(batch: Bat
 def test_without_a_delay_the_draws_are_those_that_they_were(batch: Batch) -> None:
     free, delayed = Spy(MODEL), Spy(DELAYED)
     for spy in (free, delayed):
-        vla_loss(spy, batch, 2, torch.Generator().manual_seed(5))
+        mean_loss(spy, batch, 2, torch.Generator().manual_seed(5))
     assert free.t.shape == (22,)
     kept = delayed.t[:, -1]
     assert torch.equal(kept, free.t)
@@ -117,7 +116,7 @@ def learned(max_delay: int) -> VLA:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         optimizer.zero_grad()
-        vla_loss(model, batch, 16, draw).backward()
+        mean_loss(model, batch, 16, draw).backward()
         optimizer.step()
     return model
 
@@ -212,5 +211,5 @@ def test_a_policy_of_lerobot_that_learns_to_go_on_from_given_actions_comes_out_i
 def test_a_delay_is_shorter_than_the_chunk_and_not_negative() -> None:
     with pytest.raises(ConfigError, match=r"max_delay=4 leaves nothing to learn of a chunk of 4"):
         replace(MODEL, max_delay=4)
-    with pytest.raises(ConfigError, match="max_delay cannot be negative"):
-        TrainConfig(max_delay=-1)
+    with pytest.raises(ConfigError, match="max_delay=-1 cannot be negative"):
+        VLATrainConfig(max_delay=-1)

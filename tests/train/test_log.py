@@ -1,12 +1,16 @@
 """metrics.jsonl and TensorBoard's files."""
 
+import importlib.util
+import os
 import resource
+import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tailorbird.errors import DataError, StorageError
+from tailorbird.errors import ConfigError, DataError, StorageError
 from tailorbird.train.log import Metrics, read_metrics
 
 
@@ -86,3 +90,60 @@ def test_a_run_without_tensorboard_still_has_its_rows(tmp_path: Path, without_te
         metrics.add(1, loss=0.5)
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
     assert not (tmp_path / "tensorboard").exists()
+
+
+CONTINUED = """
+import sys
+from pathlib import Path
+from tailorbird.train.log import Metrics
+run = Path(sys.argv[1])
+with Metrics(run, 0, ("tensorboard", sys.argv[2])) as metrics:
+    for step in (1, 2):
+        metrics.add(step, loss=step / 8)
+with Metrics(run, 2, (sys.argv[2],)) as metrics:
+    metrics.add(3, loss=0.75)
+"""
+
+
+def say_elsewhere(run: Path, name: str) -> None:
+    """Three rows, and an interruption after the second, in another process: both packages keep threads."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: pip install 'tailorbird[{name}]'")
+    run.mkdir()
+    quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(run / "trackio")}
+    done = subprocess.run(
+        [sys.executable, "-c", CONTINUED, str(run), name],
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_weights_and_biases_gets_every_row_without_a_network(tmp_path: Path) -> None:
+    say_elsewhere(tmp_path / "run", "wandb")
+    first, second = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    assert first.name == second.name  # one run, continued
+    assert [b"0.125" in first.read_bytes(), b"0.75" in second.read_bytes()] == [True, True]
+    assert len(read_metrics(tmp_path / "run")) == 3
+
+
+def test_trackio_gets_every_row_on_this_machine(tmp_path: Path) -> None:
+    say_elsewhere(tmp_path / "run", "trackio")
+    with sqlite3.connect(tmp_path / "run/trackio/tailorbird.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    database.close()
+    assert [step for _, step, _ in rows] == [1, 2, 3]
+    assert len({name for name, _, _ in rows}) == 1  # one run, continued
+    assert "0.75" in str(rows[2][2])
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"--train\.log {name} needs {name} .*tailorbird\[{name}\]"):
+        Metrics(tmp_path / "run", 0, ("tensorboard", name))
+    assert not (tmp_path / "run/metrics.jsonl").exists()

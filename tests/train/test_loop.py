@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import CONFIG, fit, load, new_model
+from small import CONFIG, fit, load, new_model, teach
 
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import ConfigError, TailorbirdError
-from tailorbird.train.config import TrainConfig
+from tailorbird.train.config import VLATrainConfig
 from tailorbird.train.log import read_metrics
-from tailorbird.train.loop import _stop_request, train
+from tailorbird.train.loop import _stop_request
 from tailorbird.train.state import checkpoint_at
-from tailorbird.train.step import measure
+from tailorbird.train.vla_step import measure
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -70,7 +70,7 @@ def test_the_policy_that_is_saved_is_the_average_and_not_the_last_weights(whole:
 
 def test_a_rate_that_is_far_too_high_ends_with_the_step_and_what_to_do(discs: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        TailorbirdError, match=r"step 1: loss (nan|inf).* a lower --train\.lr .*none were saved"
+        TailorbirdError, match=r"step 1: the loss is (nan|inf)\..* a lower --train\.lr .*none were saved"
     ):
         fit(discs, tmp_path, lr=1e30)
     assert not (tmp_path / "checkpoints").exists()
@@ -79,10 +79,20 @@ def test_a_rate_that_is_far_too_high_ends_with_the_step_and_what_to_do(discs: Pa
 def test_poisoned_actions_end_the_run_before_they_reach_the_weights(discs: Path, tmp_path: Path) -> None:
     loader, _ = load(discs, discs.with_name("frames"))
     loader.step, loader.act = 5, lambda: loader.data.action.fill(math.nan)  # the batch of step 5 is made
-    with pytest.raises(TailorbirdError, match=r"step 6: loss nan.*the last good weights: .*step-000005"):
-        train(CONFIG, new_model(), loader, loader.pipeline, tmp_path, lambda model: {})
+    with pytest.raises(TailorbirdError, match=r"step 6: .*nan.*episode \d, frame \d+.*: .*step-000005"):
+        teach(CONFIG, new_model(), loader, tmp_path)
     saved = read_policy(checkpoint_at(tmp_path, 5))[0]
     assert all(value.isfinite().all() for value in saved.state_dict().values())
+
+
+def test_a_batch_computed_in_parts_is_learned_from_as_a_whole(discs: Path, tmp_path: Path) -> None:
+    for parts in (1, 3):
+        fit(discs, tmp_path / str(parts), steps=1, accumulate=parts)
+    whole, divided = (read_metrics(tmp_path / name)[1] for name in ("1", "3"))
+    assert divided["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert divided["norm"] == pytest.approx(whole["norm"], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"self\.batch=6 does not fall into self\.accumulate=4 parts"):
+        fit(discs, tmp_path / "4", accumulate=4)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -118,4 +128,4 @@ def test_training_in_a_thread_leaves_the_signals_alone(discs: Path, tmp_path: Pa
 )
 def test_settings_that_cannot_work_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
-        TrainConfig(**{name: value})  # type: ignore[arg-type]
+        VLATrainConfig(**{name: value})  # type: ignore[arg-type]

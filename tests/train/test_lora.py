@@ -1,23 +1,28 @@
 """Low-rank updates: nothing at first, only they learn, and merged they are plain weights."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
-from small import CONFIG, fit, load, new_model
+from small import CONFIG, fit, load, new_model, teach
 from torch import Tensor, nn
 
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.model.vla import VLA
 from tailorbird.train.config import SMALL_TARGETS, LearnConfig, LoraConfig
-from tailorbird.train.learn import choose, count
-from tailorbird.train.loop import train
-from tailorbird.train.lora import Adapted, adapt, merged_weights
+from tailorbird.train.lora import Adapted, adapt, adapter_of, attach, merge, merged_weights, unmerge
+from tailorbird.train.network import build_network
+from tailorbird.train.stages import choose, count
 from tailorbird.train.state import checkpoint_at, newest_checkpoint
 from tailorbird.types import Batch
 
+M = TypeVar("M", bound=nn.Module)
 LORA = LoraConfig(rank=3, alpha=5.0)
+BOTH = pytest.mark.parametrize("cfg", [LORA, replace(LORA, dora=True)], ids=["LoRA", "DoRA"])
+OWN = (".up", ".down", ".magnitude")
 
 
 @pytest.fixture
@@ -32,12 +37,13 @@ def adapted(cfg: LoraConfig = LORA, **learn: str) -> VLA:
     return model.eval()
 
 
-def shaken(model: VLA) -> VLA:
+def shaken(model: M) -> M:
     """As after some steps: updates are zero at first."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if name.endswith((".up", ".down")):
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        if name.endswith(OWN):
+            change = 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = change + (parameter if name.endswith(".magnitude") else 0)
     return model
 
 
@@ -48,15 +54,119 @@ def velocity(model: VLA, batch: Batch) -> Tensor:
     return model(batch.inputs, x_t, torch.linspace(0.1, 0.9, len(x_t)))
 
 
-def test_a_model_with_new_updates_computes_what_it_did(batch: Batch) -> None:
-    assert torch.equal(velocity(adapted(), batch), velocity(new_model(), batch))
+@BOTH
+def test_a_model_with_new_updates_computes_what_it_did(batch: Batch, cfg: LoraConfig) -> None:
+    assert torch.equal(velocity(adapted(cfg), batch), velocity(new_model(), batch))
 
 
-def test_merged_weights_compute_the_same_to_1e_6_in_a_model_without_updates(batch: Batch) -> None:
-    model, plain = shaken(adapted()), new_model()
+@BOTH
+def test_merged_weights_compute_the_same_to_1e_6_in_a_model_without_updates(
+    batch: Batch, cfg: LoraConfig
+) -> None:
+    model, plain = shaken(adapted(cfg)), new_model()
     plain.load_state_dict(merged_weights(model))
     assert (velocity(model, batch) - velocity(new_model(), batch)).abs().max() > 0.01
     torch.testing.assert_close(velocity(plain, batch), velocity(model, batch), rtol=1e-6, atol=1e-6)
+
+
+@BOTH
+def test_merging_is_undone_bit_for_bit(batch: Batch, cfg: LoraConfig) -> None:
+    model = shaken(adapted(cfg))
+    before, expected = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        velocity(model, batch),
+    )
+    taken = merge(model)
+    assert model.state_dict().keys() == new_model().state_dict().keys()
+    torch.testing.assert_close(velocity(model, batch), expected, rtol=1e-5, atol=1e-5)
+    model.train()
+    unmerge(model, taken)
+    assert all(module.training for module in model.modules())
+    model.eval()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(velocity(model, batch), expected)
+
+
+@BOTH
+def test_an_adapter_can_be_taken_off_one_model_and_put_on_another(batch: Batch, cfg: LoraConfig) -> None:
+    model, other = shaken(adapted(replace(cfg, whole=("state_in",), targets=("time_in",)))), new_model()
+    with torch.no_grad():
+        model.state_in.weight.mul_(2)
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapter = adapter_of(model, learned)
+    assert adapter is not None
+    assert adapter.whole.keys() == {"state_in.weight", "state_in.bias"}
+    attach(other, adapter)
+    assert torch.equal(velocity(other, batch), velocity(model, batch))
+    assert [name for name, parameter in other.named_parameters() if parameter.requires_grad] == learned
+    with pytest.raises(ConfigError, match="merge them first"):
+        attach(other, adapter)
+    assert adapter_of(new_model(), ()) is None
+
+
+def test_a_row_of_dora_is_as_long_as_it_learns_and_its_length_has_no_gradient_elsewhere() -> None:
+    model = nn.Sequential(nn.Linear(4, 6))
+    nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(5))
+    adapt(model, LoraConfig(rank=2, alpha=6.0, dora=True, targets=("0",)), seed=0)
+    shaken(model)
+    one, x = model[0], torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+    assert isinstance(one, Adapted)
+    assert one.magnitude is not None
+    torch.testing.assert_close(one.merged().norm(dim=1), one.magnitude.detach().abs())
+    weight = one.weight + 3.0 * one.up @ one.down[0]
+    expected = x @ (one.magnitude / weight.norm(dim=1).detach() * weight.T) + one.bias
+    torch.testing.assert_close(one(x), expected)
+    learned = (one.up, one.down, one.magnitude)
+    found = torch.autograd.grad(one(x).square().sum(), learned)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), learned))
+
+
+def test_a_row_of_zeros_stays_one_with_dora() -> None:
+    model = nn.Sequential(nn.Linear(4, 6))
+    nn.init.zeros_(model[0].weight[2])
+    adapt(model, LoraConfig(rank=2, dora=True, targets=("0",)), seed=0)
+    y = model(torch.ones(1, 4))
+    y.sum().backward()
+    assert y[0, 2] == model[0].bias[2]
+    assert all(one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
+
+
+def test_what_learns_whole_learns_beside_the_updates_and_is_not_halved() -> None:
+    model = adapted(replace(LORA, whole=("vlm.connector.*", "vlm.*.norm_1")))
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole = {name for name in learns if not name.endswith(OWN)}
+    assert "vlm.connector.proj.weight" in whole
+    assert whole == {
+        name
+        for name, _ in model.named_parameters()
+        if "connector" in name or ("vlm" in name and "norm_1" in name)
+    }
+    with pytest.raises(ConfigError, match=r"--learn\.frozen-dtype float32, and --train\.precision bfloat16"):
+        LearnConfig(lora=replace(LORA, whole=("vlm.connector.*",)), frozen_dtype="bfloat16")
+    with pytest.raises(ConfigError, match="time_in would learn whole and get a low-rank update"):
+        adapted(replace(LORA, whole=("time_in",)))
+    with pytest.raises(ConfigError, match=r"'nothing' .* names no module; some that there are: .*action_in"):
+        adapted(replace(LORA, whole=("nothing",)))
+
+
+def test_queries_of_the_image_tower_have_a_name_too() -> None:
+    model = adapted(replace(LORA, targets=("vlm.vision.*.query", "vlm.vision.*.value")))
+    before, after = new_model().state_dict(), merged_weights(shaken(model))
+    moved = (
+        before["vlm.vision.blocks.0.attn.qkv.weight"] != after["vlm.vision.blocks.0.attn.qkv.weight"]
+    ).any(1)
+    third = len(moved) // 3
+    assert moved.tolist() == [True] * third + [False] * third + [True] * third
+
+
+def test_updates_are_fp32_in_a_network_that_computes_in_bf16() -> None:
+    model = new_model()
+    groups = choose(model, LearnConfig(lora=replace(LORA, dora=True)), 4)
+    network = build_network(model, groups, replace(CONFIG, precision="bfloat16"))
+    kinds = {name.endswith(OWN): value.dtype for name, value in network.expert.named_parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_the_rows_of_keys_stay_and_those_of_queries_and_values_move() -> None:
@@ -119,10 +229,17 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
         LoraConfig(**wrong)  # type: ignore[arg-type]
 
 
+def test_settings_of_updates_without_updates_are_refused() -> None:
+    for asked in (LoraConfig(rank=1, dora=True), LoraConfig(rank=1, whole=("time_in",))):
+        with pytest.raises(ConfigError, match="there are none: set their rank"):
+            replace(asked, rank=0)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 def test_a_run_with_updates_continues_exactly_and_saves_a_policy_without_them(
-    discs: Path, tmp_path: Path
+    discs: Path, tmp_path: Path, dora: bool
 ) -> None:
-    dropping = LoraConfig(rank=3, dropout=0.3)
+    dropping = LoraConfig(rank=3, dropout=0.3, dora=dora)
 
     def stop() -> None:
         raise TailorbirdError("here")
@@ -155,6 +272,7 @@ def run_updates(discs: Path, run: Path, cfg: LoraConfig, **interrupt: object) ->
     loader, _ = load(discs, discs.with_name("frames"))
     for name, value in interrupt.items():
         setattr(loader, {"at": "step"}.get(name, name), value)
-    model = adapted(cfg)
-    assert count(model)["learned_parameters"] < 2000
-    train(CONFIG, model, loader, loader.pipeline, run, lambda mean: {})
+    model = new_model()
+    groups = choose(model, LearnConfig(lora=cfg), 4)
+    assert count(model, groups)["learned_parameters"] < 2000
+    teach(CONFIG, model, loader, run, groups=groups)

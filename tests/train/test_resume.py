@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from small import CONFIG, MODEL, fit, load, new_model
+from small import CONFIG, MODEL, fit, load, new_model, teach
 
 from tailorbird.checkpoint.policy import read_policy
 from tailorbird.errors import CheckpointError, ConfigError, TailorbirdError
@@ -20,7 +20,6 @@ from tailorbird.model.vla import VLA
 from tailorbird.processing.pipeline import Pipeline
 from tailorbird.processing.text import InstructionTokenizer, train_tokenizer
 from tailorbird.train.log import read_metrics
-from tailorbird.train.loop import train
 from tailorbird.train.state import checkpoint_at, newest_checkpoint
 
 FILES = ("model.safetensors", "train.safetensors", "config.json", "tokenizer.json")
@@ -164,7 +163,7 @@ def test_other_data_or_another_pipeline_is_refused(
     loader, _ = load(discs, discs.with_name("frames"))
     other = change(loader.pipeline)
     with pytest.raises(ConfigError, match=rf"other settings or data, \(then, now\): \{{'{told}': "):
-        train(CONFIG, new_model(), loader, other, whole, lambda model: {})
+        teach(CONFIG, new_model(), loader, whole, pipeline=other)
 
 
 def test_a_network_that_computes_otherwise_is_refused_even_if_its_weights_have_the_same_shapes(
@@ -173,7 +172,7 @@ def test_a_network_that_computes_otherwise_is_refused_even_if_its_weights_have_t
     loader, _ = load(discs, discs.with_name("frames"))
     other = VLA(replace(MODEL, num_steps=5))
     with pytest.raises(ConfigError, match=r"\{'model\.num_steps': \(3, 5\)\}"):
-        train(CONFIG, other, loader, loader.pipeline, whole, lambda model: {})
+        teach(CONFIG, other, loader, whole)
 
 
 @pytest.mark.parametrize("name", ["train.safetensors", "train.json"])

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import load, new_model
+from small import load, mean_loss, new_model
 from torch import Tensor, nn
 
 from tailorbird.model.flow import sample_time
 from tailorbird.model.vla import VLA
 from tailorbird.processing.normalize import Normalizer
-from tailorbird.train.step import measure, vla_loss
+from tailorbird.train.vla_step import measure
 from tailorbird.types import Batch
 
 
@@ -40,7 +40,7 @@ def masked_mean(values: Tensor, valid: Tensor) -> float:
 def test_the_loss_compares_with_noise_minus_actions_for_each_draw(
     silent: VLA, batch: Batch, draws: int
 ) -> None:
-    loss = vla_loss(silent, batch, draws, torch.Generator().manual_seed(5))
+    loss = mean_loss(silent, batch, draws, torch.Generator().manual_seed(5))
     actions, valid = (part.repeat_interleave(draws, dim=0) for part in (batch.actions, batch.valid))
     noise = torch.randn(actions.shape, generator=torch.Generator().manual_seed(5))
     assert loss.item() == pytest.approx(masked_mean((noise - actions).square(), valid), rel=1e-5)
@@ -48,7 +48,7 @@ def test_the_loss_compares_with_noise_minus_actions_for_each_draw(
 
 def test_more_draws_cost_no_other_batch(batch: Batch) -> None:
     model, one = new_model(), torch.Generator().manual_seed(5)
-    loss = vla_loss(model, batch, 2, one)
+    loss = mean_loss(model, batch, 2, one)
     noise = torch.randn(22, 4, 2, generator=one.manual_seed(5))
     t = sample_time(22, one)
     actions = batch.actions.repeat_interleave(2, dim=0)
