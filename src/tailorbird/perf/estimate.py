@@ -19,12 +19,12 @@ from tailorbird.checkpoint.settings import from_json
 from tailorbird.errors import CheckpointError, ConfigError
 from tailorbird.model.config import DecoderConfig, VLAConfig, VLMConfig
 from tailorbird.model.cost import (
-    DEVICES,
     NUMBERS,
     Cost,
     Device,
     chunk_cost,
     floor_s,
+    named_device,
     policy_cost,
     prefix_length,
     vlm_cost,
@@ -85,7 +85,7 @@ def estimate(what: str, *, on: Sequence[str] = (), pictures: int | None = None, 
     """
     if words < 1 or (pictures is not None and pictures < 0):
         raise ConfigError(f"{words=} must be at least 1, {pictures=} at least 0")
-    named = [_named(name) for name in on]
+    named = [named_device(name) for name in on]
     cfg, cameras = _read(what)
     process = process_bytes()
     if isinstance(cfg, VLAConfig):
@@ -145,13 +145,6 @@ def _read(what: str) -> tuple[VLAConfig | VLMConfig, int]:
         seen = [key for key, one in features.items() if one.get("type") == "VISUAL"]
         return cfg, sum(not short(key).startswith(EMPTY) for key in seen)
     return vlm_config(config, place), 0
-
-
-def _named(name: str) -> Device:
-    found = [one for key, one in DEVICES.items() if key.lower() == name.lower()]
-    if not found:
-        raise ConfigError(f"no device {name!r}: there are {', '.join(DEVICES)}")
-    return found[0]
 
 
 def _parameters(cfg: VLAConfig | VLMConfig) -> dict[str, int]:

@@ -28,8 +28,15 @@ FILES = {
     "scaling": "scaling_cpu.json",
     "server": "server_load.json",
     "control": "control_rates.json",
+    "train": "train_throughput.json",
 }  # the others are named as their benchmark
-PEERS = {"policy": "lerobot", "vlm": "transformers", "pixels": "transformers", "loss-gap": "transformers"}
+PEERS = {
+    "policy": "lerobot",
+    "vlm": "transformers",
+    "pixels": "transformers",
+    "loss-gap": "transformers",
+    "train": "transformers",
+}
 TITLES = {
     "policy": "one chunk of actions",
     "vlm": "one prompt, and each token after it",
@@ -40,6 +47,7 @@ TITLES = {
     "delay": "five tasks, with a policy that takes its time",
     "soak": "driving while things break",
     "memory": "peak memory of a process that loads and answers once",
+    "train": "learning from the same conversations, step by step",
 }
 HEADINGS = {
     "ms_p50": "ms",
@@ -48,9 +56,12 @@ HEADINGS = {
     "max_abs_error": "error",
     "share_of_floor": "floor",
     "peak_mib": "MiB",
+    "tokens_s": "tokens/s",
+    "wait_share": "waits",
+    "to_words": "to words",
 }
-FILE_ONLY = {"ms_spread", "peer", "reuse_share"}  # what a terminal has no room for
-SHARES = {"share_of_floor", "reuse_share", "success", "held_share", "late_share"}
+FILE_ONLY = {"ms_spread", "peer", "reuse_share", "tokens_s_spread"}  # what a terminal has no room for
+SHARES = {"share_of_floor", "reuse_share", "success", "held_share", "late_share", "padding", "to_words"}
 TIMES = {"ratio", "ratio_to_float32"}  # how many times as fast, where there is a peer's time
 # of these as many as a row has, it is known by
 NAMES = ("path", "dtype", "stage", "cameras", "tiles", "context", "px", "frames", "split")
@@ -161,6 +172,10 @@ def cell(key: str, value: Any) -> str:
             return str(value)
         case float() if key in SHARES:
             return f"{value:.0%}"
+        case float() if key == "wait_share":
+            return f"{value:.1%}"
+        case float() if key == "loss":
+            return f"{value:.4f}"
         case float() if key in TIMES:
             return f"{value:.2f}x"
         case float() if key == "pcc":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tailorbird.model.cost import Device
+from tailorbird.model.cost import DEVICES, Device
 from tailorbird.provenance import hardware
 
 Work = Callable[[], Tensor]
@@ -25,7 +25,7 @@ READ_BYTES = 256 << 20  # many times what any cache holds
 def measure_device(device: str | torch.device = "cpu", *, seconds: float = 0.3) -> Device:
     """Measure for `seconds` each kernel, about three in all; on a CPU with as many threads as torch uses."""
     where = torch.device(device)
-    rows, width, out = SQUARE if where.type == "cuda" else TOWER
+    rows, width, out = _sizes(where)
     flops = {
         dtype: 2 * rows * width * out / min(_shortest_s(work, where, seconds) for work in kernels)
         for dtype, kernels in products(where, rows, width, out).items()
@@ -34,6 +34,23 @@ def measure_device(device: str | torch.device = "cpu", *, seconds: float = 0.3) 
     reading = READ_BYTES / min(_shortest_s(work, where, seconds) for work in _readers(where))
     threads = "" if where.type == "cuda" else f", threads: {torch.get_num_threads()}"
     return Device(name, flops, reading, f"measured{threads}")
+
+
+@torch.inference_mode()
+def peak_flops(device: str | torch.device, dtype: str, *, seconds: float = 0.3) -> float:
+    """Operations a second in a dtype: the vendor's of a GPU that is known, else measured so long a kernel."""
+    where = torch.device(device)
+    if where.type == "cuda":
+        name = torch.cuda.get_device_name(where)
+        if known := next((one for key, one in DEVICES.items() if key in name), None):
+            return known.flops[dtype]
+    rows, width, out = _sizes(where)
+    kernels = products(where, rows, width, out)[dtype]
+    return 2 * rows * width * out / min(_shortest_s(work, where, seconds) for work in kernels)
+
+
+def _sizes(where: torch.device) -> tuple[int, int, int]:
+    return SQUARE if where.type == "cuda" else TOWER
 
 
 def products(where: torch.device, rows: int, width: int, out: int) -> dict[str, list[Work]]:
