@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["demo", "record", "train", "rollout", "report", "chat", "describe", "inspect", "profile", "init"]
-COMMANDS += ["bench", "info", "doctor", "verify", "run"]
+COMMANDS += ["data", "bench", "info", "doctor", "verify", "run", "launch"]
 
 
 def tailorbird(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,9 @@
 """`tailorbird train`: which recipe a command line means, and that each goes the whole way."""
 
 import json
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import tyro
 
 from tailorbird.__main__ import Command
 from tailorbird.cli.train import Tiny, Train, Tune, with_recipe
+from tailorbird.errors import Interrupted
+from tailorbird.train.loop import Trained
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 from small import write_dataset
@@ -55,6 +59,25 @@ def test_each_recipe_has_its_own_defaults_and_any_policy_can_be_named() -> None:
     assert isinstance(other, Tune)
     assert (other.policy, other.settings.rename) == ("mine", {"top": "camera1"})
     assert other.settings.without == ("camera2", "camera3")
+
+
+def test_a_run_that_was_asked_to_leave_ends_well_and_one_that_was_interrupted_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = Trained(
+        checkpoint=tmp_path,
+        best=None,
+        step=7,
+        loss=0.0,
+        seconds=1.0,
+        finished=False,
+        stopped_by=signal.SIGTERM,
+    )
+    tiny = parse(f"train --data d --out {tmp_path}")
+    tiny.carry_out(lambda: stopped, str)
+    assert "stopped at step 7, saved" in capsys.readouterr().out
+    with pytest.raises(Interrupted, match="stopped at step 7, saved"):
+        tiny.carry_out(lambda: replace(stopped, stopped_by=signal.SIGINT), str)
 
 
 def test_a_policy_from_nothing_is_trained_and_then_goes_on_learning(

@@ -7,13 +7,17 @@ import tyro
 
 from tailorbird.cli.bench import Bench
 from tailorbird.cli.chat import Chat
+from tailorbird.cli.data import Data
 from tailorbird.cli.demo import Demo
 from tailorbird.cli.describe import Describe
 from tailorbird.cli.doctor import Doctor
 from tailorbird.cli.export import Export
+from tailorbird.cli.finetune import Finetune
 from tailorbird.cli.info import Info
 from tailorbird.cli.init import Init
 from tailorbird.cli.inspect import Inspect
+from tailorbird.cli.launch import Launch
+from tailorbird.cli.merge import Merge
 from tailorbird.cli.profile import Profile
 from tailorbird.cli.quantise import Quantise
 from tailorbird.cli.record import Record
@@ -29,7 +33,11 @@ from tailorbird.progress import console
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Record, tyro.conf.subcommand("record")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Finetune, tyro.conf.subcommand("finetune")]
+    | Annotated[Launch, tyro.conf.subcommand("launch")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Rollout, tyro.conf.subcommand("rollout")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -69,6 +77,9 @@ def main() -> None:
 DESCRIPTION = """Small vision-language(-action) models, from data to robot.
 
 `demo` goes the whole way at once; `record`, `train`, `rollout` and `report` are its steps.
+`data` finds, fetches, shows and checks what a vision-language model learns from; `finetune` teaches it,
+and `merge` puts what was learned into the weights.
+
 `run` drives a robot; `serve` answers robots elsewhere.
 
 `chat` and `describe` answer about pictures and videos; `inspect` and `profile` show how; `init` makes a new

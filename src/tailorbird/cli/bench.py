@@ -22,14 +22,24 @@ class Bench:
 
     name: tyro.conf.Positional[
         Literal[
-            "policy", "vlm", "scaling", "pixels", "memory", "server", "control", "delay", "soak", "loss-gap"
+            "policy",
+            "vlm",
+            "train",
+            "scaling",
+            "pixels",
+            "memory",
+            "server",
+            "control",
+            "delay",
+            "soak",
+            "loss-gap",
         ]
     ]
-    """policy: a chunk of actions. vlm: a prompt and its answer. scaling: a chunk against cameras, robots,
-    steps and px. pixels: a picture's way into the model. memory: the peak of a process. server: 64
-    robots on one policy server. control: rate, misses and ages of a loop. delay: success with a policy that
-    takes its time. soak: half an hour of faults. loss-gap: first validation loss and preparation time of each
-    way to a batch of camera pictures."""
+    """policy: a chunk of actions. vlm: a prompt and its answer. train: tokens a second of learning.
+    scaling: a chunk against cameras, robots, steps and px. pixels: a picture's way into the model. memory:
+    the peak of a process. server: 64 robots on one policy server. control: rate, misses and ages of a loop.
+    delay: success with a policy that takes its time. soak: half an hour of faults. loss-gap: first
+    validation loss and preparation time of each way to a batch of camera pictures."""
     against: Literal["lerobot", "transformers"] | None = None
     """Refuse figures that were measured beside another library."""
     check: Path | None = None

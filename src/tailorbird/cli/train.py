@@ -1,42 +1,29 @@
 """tailorbird train"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from tailorbird.cli.train_out import IntoFolder
+from tailorbird.cli.train_vlm import VIDEO, VISION, VISION_DORA, Stage
 from tailorbird.recipes.config import RunConfig, TuneConfig, smolvla, tune
 
 if TYPE_CHECKING:
     from tailorbird.train.loop import Trained
 
-RECIPES = ("tiny", "tune", "smolvla")
+RECIPES = ("tiny", "tune", "smolvla", "vision-dora", "vision", "video")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(IntoFolder):
     data: str
     """Folder of a LeRobot dataset (v3 or v2.1), or its id on the hub."""
-    out: Path
-    """Folder for checkpoints, metrics.jsonl and TensorBoard's files."""
-    resume: bool = True
-    """Continue what the folder holds; --no-resume refuses a folder that holds a run."""
 
-    def carry_out(self, fit: "Callable[[], Trained]") -> None:
-        from tailorbird.errors import ConfigError, Interrupted
-        from tailorbird.progress import console
-        from tailorbird.train.state import newest_checkpoint
 
-        if not self.resume and newest_checkpoint(self.out):
-            raise ConfigError(
-                f"{self.out} holds {newest_checkpoint(self.out)}: choose another --out, or --resume"
-            )
-        trained = fit()
-        if not trained.finished:
-            raise Interrupted(f"stopped at step {trained.step}, saved: the same command goes on from there")
-        console.print(f"policy: {trained.checkpoint}")
+def _policy(trained: "Trained") -> str:
+    return f"policy: {trained.checkpoint}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +38,11 @@ class Tiny(Run):
     def __call__(self) -> None:
         from tailorbird.recipes.fit import fit
 
-        self.carry_out(lambda: fit(self.settings, self.data, self.out))
+        if self.dry_run:
+            from tailorbird.recipes.foresee import foresee_new
+
+            return foresee_new(self.settings, self.data, (self.gpu, self.gpus))
+        self.carry_out(lambda: fit(self.settings, self.data, self.out), _policy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +64,11 @@ class Tune(Run):
     def __call__(self) -> None:
         from tailorbird.recipes.finetune import finetune
 
-        self.carry_out(lambda: finetune(self.settings, self.policy, self.data, self.out))
+        if self.dry_run:
+            from tailorbird.recipes.foresee import foresee_tuned
+
+            return foresee_tuned(self.settings, self.policy, self.data, (self.gpu, self.gpus))
+        self.carry_out(lambda: finetune(self.settings, self.policy, self.data, self.out), _policy)
 
 
 def _preset(policy: str, settings: TuneConfig) -> Tune:
@@ -89,21 +84,26 @@ Recipe = (
     Annotated[Tiny, tyro.conf.subcommand("tiny")]
     | Annotated[Tune, tyro.conf.subcommand("tune", default=_preset(tyro.MISSING, tune()))]
     | Annotated[Tune, SMOLVLA]
+    | Annotated[Stage, VISION_DORA]
+    | Annotated[Stage, VISION]
+    | Annotated[Stage, VIDEO]
 )
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a VLA on a LeRobot dataset. Its checkpoints are policies.
+    """Train a VLA on a LeRobot dataset, or a VLM on conversations.
 
-    tiny: a small one, from nothing. tune: from any policy. smolvla: from SmolVLA, as lerobot does it.
-    Left out, it is tune where a --policy is named, else tiny. Each has its own --help.
+    tiny: a small VLA, from nothing. tune: from any policy. smolvla: from SmolVLA, as lerobot does it.
+    Left out, it is tune where a --policy is named, else tiny. vision and video: the stages of SmolVLM2, for a
+    model of any size; vision-dora goes before them. Each has its own --help.
 
     Example: tailorbird train --data runs/demo/dataset --out runs/mine --train.steps 2000
 
     Example: tailorbird train --policy runs/demo/policy --data data/doors --out runs/doors
 
-    Ctrl-C saves. Interrupted at any point, the same command continues from the newest checkpoint.
+    Ctrl-C saves, SIGTERM too, and exits with 0. Interrupted at any point, the same command continues from the
+    newest checkpoint. `launch` starts it as several processes. --dry-run says what it would need, and ends.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]

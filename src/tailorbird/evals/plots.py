@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -25,6 +25,29 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tailorbird",
 }
+THEME = {  # what is drawn in these becomes the page's own colours, which change with the reader's screen
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--line)",
+    **{f"#0{i}0000": f"var(--{letter})" for i, letter in enumerate("abcdef", 1)},
+}
+CYCLE = tuple(THEME)[3:]
+THEMED = {
+    **STYLE,
+    "text.color": "#010101",
+    "xtick.color": "#020202",
+    "ytick.color": "#020202",
+    "axes.edgecolor": "#030303",
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": "#030303",
+}
+
+
+class Line(NamedTuple):
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
 
 
 def _svg(figure: Figure) -> str:
@@ -114,3 +137,22 @@ def plot_latency(chunk_ms: Sequence[float], tick_ms: float) -> str:
         ax.set_xlabel("ms for one chunk, the slowest 0.5 % left out")
         ax.set_ylabel("chunks")
         return _svg(figure)
+
+
+def plot_lines(lines: Sequence[Line]) -> str:
+    """Figures over steps, in the colours of the page around them: --ink, --soft, --line, --a to --f."""
+    with plt.rc_context(THEMED):
+        figure, ax = plt.subplots(figsize=(4.6, 2.5))
+        for number, line in enumerate(lines):
+            style = ("-", "--", ":")[number // len(CYCLE) % 3]
+            marker = "" if len(line.steps) > 40 else "o"
+            colour = CYCLE[number % len(CYCLE)]
+            label = line.label.replace("$", r"\$")  # between two of them stands a formula
+            ax.plot(line.steps, line.values, style, color=colour, label=label, lw=1.3, marker=marker, ms=3)
+        ax.set_xlabel("step", color="#020202", fontsize=9)
+        if len(lines) > 1:
+            ax.legend(frameon=False, fontsize=8, ncols=2, loc="best")
+        text = _svg(figure)
+    for drawn, shown in THEME.items():
+        text = text.replace(drawn, shown)
+    return text

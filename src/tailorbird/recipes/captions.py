@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tailorbird.data.sources.media import IMAGES, VIDEOS
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.infer.chat import ChatModel, ask
 from tailorbird.infer.config import Sampling
@@ -16,8 +17,6 @@ from tailorbird.model.lm import LM
 from tailorbird.progress import console, track
 from tailorbird.storage import explained, hold
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"}
 BEGINNING = b'{"file": '  # of every line
 
 

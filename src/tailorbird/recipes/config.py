@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from tailorbird.data.config import Augment, RecordConfig
+from tailorbird.data.config import Augment
+from tailorbird.data.record_config import RecordConfig
 from tailorbird.errors import ConfigError
 from tailorbird.evals.config import RolloutConfig
 from tailorbird.model.config import VLAConfig
 from tailorbird.model.sizes import TINY
 from tailorbird.sim.config import SimConfig
-from tailorbird.train.config import LearnConfig, TrainConfig
+from tailorbird.train.config import LearnConfig, VLATrainConfig, require_shardable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class RunConfig:
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     max_tokens: int = 32
     augment: Augment = field(default_factory=Augment)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: VLATrainConfig = field(default_factory=VLATrainConfig)
+
+    def __post_init__(self) -> None:
+        require_shardable(self.train, updates=False, is_policy=True)
 
 
 def tiny() -> RunConfig:
@@ -33,7 +37,7 @@ def tiny() -> RunConfig:
     Attributes:
         Expect: what `demo` says, after seven minutes on two CPU cores.
     """
-    return RunConfig(crop=(0.14, 0.306, 0.667, 0.667), train=TrainConfig(steps=4500))
+    return RunConfig(crop=(0.14, 0.306, 0.667, 0.667), train=VLATrainConfig(steps=4500))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,10 @@ class TuneConfig:
     without: tuple[str, ...] = ()
     learn: LearnConfig = field(default_factory=LearnConfig)
     augment: Augment = field(default_factory=Augment)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: VLATrainConfig = field(default_factory=VLATrainConfig)
+
+    def __post_init__(self) -> None:
+        require_shardable(self.train, updates=bool(self.learn.lora.rank), is_policy=True)
 
 
 def tune() -> TuneConfig:
@@ -63,7 +70,7 @@ def tune() -> TuneConfig:
         Expect: a task like those that it knows within minutes, and less success at those; of them
             `--stats policy` keeps more.
     """
-    return TuneConfig(train=TrainConfig(steps=1500, lr=3e-4))
+    return TuneConfig(train=VLATrainConfig(steps=1500, lr=3e-4))
 
 
 def smolvla() -> TuneConfig:
@@ -72,7 +79,7 @@ def smolvla() -> TuneConfig:
     Attributes:
         Expect: lerobot's published 20 000 steps take about four hours on an A100.
     """
-    train = TrainConfig(
+    train = VLATrainConfig(
         steps=20_000,
         batch=64,
         draws=1,

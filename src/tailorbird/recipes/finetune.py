@@ -1,5 +1,6 @@
 """Teach a policy that acts already: another robot, another task, more data."""
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tailorbird.processing.pipeline import Pipeline
 from tailorbird.recipes.config import TuneConfig
 from tailorbird.recipes.fit import learn
 from tailorbird.storage import locked
-from tailorbird.train.learn import choose
 from tailorbird.train.loop import Trained
+from tailorbird.train.parallel import join_team
+from tailorbird.train.stages import choose
 
 
 def finetune(cfg: TuneConfig, policy: Path | str, data_path: Path | str, out: Path) -> Trained:
@@ -28,7 +30,7 @@ def finetune(cfg: TuneConfig, policy: Path | str, data_path: Path | str, out: Pa
     """
     data = LeRobotDataset(find_dataset(data_path))
     folder = find_model(policy, inner=(OWN_VLM,))
-    with locked(out):
+    with locked(out) if join_team().is_first else nullcontext():
         begun = {
             "policy": fingerprint(folder),
             "learn": asdict(cfg.learn),
@@ -36,8 +38,8 @@ def finetune(cfg: TuneConfig, policy: Path | str, data_path: Path | str, out: Pa
             "augment": asdict(cfg.augment),
         }
         model, pipeline = load_for(data, folder, cfg)
-        choose(model, cfg.learn, cfg.train.seed)
-        return learn(model, pipeline, data, cfg, out, begun)
+        groups = choose(model, cfg.learn, cfg.train.seed)
+        return learn(model, groups, pipeline, data, cfg, out, begun)
 
 
 def load_for(data: LeRobotDataset, folder: Path, cfg: TuneConfig) -> tuple[VLA, Pipeline]:
