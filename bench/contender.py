@@ -6,8 +6,6 @@ Reads a request a line, answers a line, both JSON: {"cameras": 3, "scene": 0} wi
 its actions, {"cameras": 3, "scene": 0, "count": true} with the operators of one denoise step instead.
 """
 
-import json
-import os
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ from tailorbird.infer.policy import Policy, load_policy
 from tailorbird.infer.vla_openvino import CompiledVLA
 from tailorbird.perf.memory import peak_bytes
 from tailorbird.wire import Observation
+from turns import Answering, answer_requests
 
 CAMERAS = ("camera1", "camera2", "camera3")
 FRAME = (640, 480)  # width, height in px of a camera's picture
@@ -147,12 +146,12 @@ def answer(contender: Lerobot | Ours, asked: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     path, dtype, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints, prints elsewhere
-    contender = Lerobot(folder, dtype) if path == "lerobot" else Ours(folder, path, dtype)
-    print(json.dumps({"loaded": True}), file=replies, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(contender, json.loads(line))), file=replies, flush=True)
+
+    def build() -> Answering:
+        contender = Lerobot(folder, dtype) if path == "lerobot" else Ours(folder, path, dtype)
+        return lambda asked: answer(contender, asked)
+
+    answer_requests(build)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,15 @@ memory.
 With --quick one camera alone, into runs/bench, for `tailorbird bench policy --check`.
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +41,12 @@ from tailorbird.progress import console
 from tailorbird.provenance import cores, stamp, versions
 from tailorbird.recipes.quantise import quantise_policy
 from tailorbird.storage import write_json
+from turns import Asked
 from verify import write_random
 
 ROOT = Path(__file__).parents[1]
 RESULTS, QUICK = ROOT / "results", ROOT / "runs/bench/policy_cpu.json"
 ROUNDS = {1: 3, 2: 3, 3: 5}  # by cameras; a round is one call of each path, on pictures of its own
-REST_S = 0.3  # between calls: threads that spin for more work have gone to sleep by then
 MAX_WORDS = 48  # what the policy cuts an instruction to
 REFERENCE = ("lerobot", "float32")
 
@@ -80,43 +76,12 @@ GROUPS = (  # which run side by side, each with the peers: all at once would tak
 )
 
 
-class Contender:
-    """A process that acts one way, from a folder of the policy, on all cores."""
+class Contender(Asked):
+    """A process that acts one way, from a folder of the policy."""
 
     def __init__(self, way: Way, folder: Path) -> None:
-        self.way, self._errors = way, tempfile.TemporaryFile("w+")  # noqa: SIM115  closed at the exit
-        command = [sys.executable, str(Path(__file__).parent / "contender.py"), *way.key, str(folder)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(cores())},
-        )
-
-    def __enter__(self) -> Self:
-        self._read()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        time.sleep(REST_S)
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: reading says why
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
-            return json.loads(line)
-        self._errors.seek(0)
-        sys.exit(f"{' '.join(self.way.key)} has ended: {self._errors.read()[-2000:]}")
+        self.way = way
+        super().__init__(" ".join(way.key), "contender.py", *way.key, str(folder))
 
 
 def draw(model: VLA) -> None:
