@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test full check bench bench-loss-gap bench-pixels bench-verify bench-memory bench-vlm bench-policy bench-scaling bench-check bench-solvers bench-finetune bench-delay bench-control bench-soak bench-server fuzz results oracle clean
+.PHONY: help install demo test full check bench bench-loss-gap bench-pixels bench-verify bench-memory bench-vlm bench-train bench-policy bench-scaling bench-check bench-solvers bench-finetune bench-delay bench-control bench-soak bench-server train-check kill-train fuzz results oracle mlx trackio clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -63,6 +63,9 @@ bench-memory: .venv/test  ## predicted and measured peak memory of chat and of a
 bench-vlm: .venv/test  ## prefill and decode of a 256M against the reference; half an hour on two cores, 9 GB
 	@PYTHONPATH=tests $(BIN)/python bench/vlm.py
 
+bench-train: .venv/test  ## tokens a second of training beside transformers' Trainer; six minutes on two cores, 12 GB
+	@PYTHONPATH=tests $(BIN)/python bench/train.py
+
 bench-policy: .venv/test  ## a SmolVLA's chunk by every engine against lerobot; fifteen minutes on two cores, 20 GB
 	@PYTHONPATH=tests $(BIN)/python bench/policy.py
 
@@ -96,6 +99,12 @@ results: .venv/demo  ## copy the figures of runs/demo into results/ and README.m
 bench-server: .venv/demo  ## 64 robots on one server, which is killed and started again; three minutes on two cores
 	@$(BIN)/python bench/server_load.py
 
+train-check: .venv/demo  ## teach a tiny VLM to see pictures and clips, from nothing; twenty minutes on two cores
+	@$(BIN)/python bench/train_check.py
+
+kill-train: .venv/test  ## kill a training at 80 random moments, on one and two processes: minutes
+	@$(BIN)/python -m pytest --full -m full -q tests/train/test_parallel.py
+
 fuzz: .venv/test  ## a hundred thousand damaged frames for a server; minutes
 	@TAILORBIRD_FUZZ=100000 $(BIN)/python -m pytest -q tests/serve/test_fuzz.py
 
@@ -115,6 +124,20 @@ oracle: .venv/demo .venv-oracle/done  ## compare datasets with the independent r
 	@$(BIN)/tailorbird record --out runs/oracle --demos drawer-open-v3 6 push-v3 4 --sim.size 96
 	@PYTHONPATH=src .venv-oracle/bin/python tests/oracle/lerobot_dataset.py runs/oracle
 
+.venv-mlx/done: tests/oracle/mlx.txt
+	$(PYTHON) -m venv .venv-mlx
+	.venv-mlx/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+mlx: .venv/test .venv-mlx/done  ## answer with mlx-vlm from a folder that we wrote, and compare every word
+	@rm -rf runs/mlx
+	@PYTHONPATH=tests $(BIN)/python tests/oracle/mlx_folder.py runs/mlx
+	@.venv-mlx/bin/python tests/oracle/mlx_greedy.py runs/mlx
+
+trackio: .venv/test  ## log to trackio, whose requirements are at odds with those of the tests
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .venv-trackio 'trackio>=0.20'
+	@PYTHONPATH=.venv-trackio $(BIN)/python -m pytest -q tests/train/test_log.py
+
 clean:  ## delete the environments and caches; runs/ stays
-	rm -rf .venv .venv-oracle .venv-clients dist .coverage* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oracle .venv-clients .venv-mlx .venv-trackio dist .coverage* .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,17 +1,23 @@
 """What the README shows is what happens."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import hub
 from lerobot_folder import write_folder
 from released import CFG, write_released
+from shown import picture, video
 from small_gguf import Gguf
 from synthetic import write_dataset
 from tailorbird.checkpoint.policy import write_policy
@@ -29,6 +35,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MODEL = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
 FEWER = {"50": "2", "2000": "5", "runs/doors/checkpoints/step-002000": "runs/doors/checkpoints/step-000005"}
+QUICK = (
+    "--epochs 0 --train.steps 2 --train.log-every 1 --train.threads 1 --train.device cpu --train.warmup 1 "
+)
+QUICK += "--rows.workers 0 --answer-tokens 4"
 SMALLER = {
     "tune": "--train.threads 1 --train.steps 3 --train.batch 4",
     "record": "--sim.size 48 --workers 1",
@@ -99,6 +109,58 @@ def test_the_commands_of_the_readme_about_models_run(tmp_path: Path) -> None:
     assert (tmp_path / "models/mine/model.safetensors").exists()
 
 
+def test_what_the_readme_says_about_teaching_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Callable[..., tuple[int | str | None, str]]
+) -> None:
+    """With tiny models under the names, and a small set on a server that speaks like the hub."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in (MODEL, "models/mine"):
+        write_released(tmp_path / name, replace(CFG, decoder=replace(CFG.decoder, max_positions=900)))
+    (row,) = re.findall(r"`(\{.image.*\})`", README)
+    for number, name in enumerate(("cat.jpg", *(f"{i}.jpg" for i in range(7)))):
+        Image.new("RGB", (12 + number, 9), "red").save(name)
+    Path("my.jsonl").write_text("\n".join([row, *(row.replace("cat.jpg", f"{i}.jpg") for i in range(7))]))
+    for number in range(3):
+        Path(f"{number}.mp4").write_bytes(video(3 + number))
+    clips = [json.dumps({"video": f"{i}.mp4", "caption": "Light."}) for i in range(3)]
+    Path("clips.jsonl").write_text("\n".join(clips))
+    table = [
+        {"images": [{"bytes": picture(i)}], "texts": [{"user": "Which?", "assistant": "A"}]} for i in range(6)
+    ]
+    Path("remote/ai2d").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(table), "remote/ai2d/train-00000-of-00001.parquet")
+    smaller = {
+        "finetune": f"{QUICK} --rows.lanes 2",
+        "train": f"{QUICK} --rows.lanes 2 --train.precision float32 --held-out 0.2",
+    }
+    printed = {}
+    blocks = re.findall(r"```\n(tailorbird data .*?)```", README, re.DOTALL)
+    for line in "".join(blocks).splitlines():
+        words = shlex.split(line)[1:]
+        if words[:2] == ["data", "download"]:  # the client reads its settings when it is imported
+            with hub.serving(tmp_path / "remote", "datasets", "HuggingFaceM4/the_cauldron", []) as address:
+                env = hub.environment(tmp_path / "home", address)
+                (printed["data download"],) = run_all(line, {}, tmp_path, env)
+            continue
+        if words[0] == "launch":  # tests/recipes/test_launch.py does that
+            words.insert(1, "--dry-run")
+        ended, said = typed(*words, *shlex.split(smaller.get(words[0], "")))
+        assert ended == 0, (line, ended)
+        printed[" ".join(words[:2])] = said
+    assert "8 of 8 rows can be used" in printed["data check"]
+    assert "Talk to it: tailorbird chat runs/mine/model" in printed[f"finetune {MODEL}"]
+    assert "cauldron: whole, in data/cauldron" in printed["data download"]
+    assert "-m tailorbird finetune runs/video/model --data my.jsonl" in printed["launch --dry-run"]
+    for made in (
+        "page.html",
+        "runs/mine/report.html",
+        "models/merged/config.json",
+        "runs/video/model/config.json",
+    ):
+        assert Path(made).exists(), made
+
+
 def test_what_the_readme_says_about_smolvla_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,13 +207,13 @@ def write_demo(folder: Path) -> None:
     write_policy(folder, model.state_dict(), model.cfg, pipeline)
 
 
-def run_all(found: str, smaller: dict[str, str], cwd: Path) -> list[str]:
+def run_all(found: str, smaller: dict[str, str], cwd: Path, env: dict[str, str] | None = None) -> list[str]:
     """The commands of a block, each made smaller; what they printed."""
     printed = []
     for line in found.strip().splitlines():
         words = shlex.split(line)[1:]
         words = [sys.executable, "-m", "tailorbird", *words, *shlex.split(smaller.get(words[0], ""))]
-        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=env)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         printed.append(done.stdout)
     return printed
