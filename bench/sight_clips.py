@@ -38,7 +38,7 @@ def _moving(pen: Pen) -> Shown:
         Asked("thing", "What is it that moves?", kind),
         Asked("paint", "What colour is it?", colour),
     ]
-    told = f"{colour} {kind}, {way}"
+    told = pen.tell([("moves", way), ("thing", kind), ("colour", colour)])
     return Shown(_frames(pen, kind, [colour] * len(places), places), asked, told)
 
 
@@ -50,7 +50,7 @@ def _in_turn(pen: Pen) -> Shown:
     shown = [colours[(second >= a) + (second >= b)] for second in range(SECONDS) for _ in range(FPS)]
     asked = [Asked("turn", f"Which colour comes {n}?", c) for n, c in zip(ORDER, colours, strict=True)]
     frames = _frames(pen, pen.random.choice(list(KINDS)), shown, [_somewhere(pen)] * len(shown))
-    return Shown(frames, asked, ", ".join(shown[::FPS]))
+    return Shown(frames, asked, [_framewise(shown), *pen.tell(list(zip(ORDER, colours, strict=True)))])
 
 
 def _flashing(pen: Pen) -> Shown:
@@ -61,7 +61,12 @@ def _flashing(pen: Pen) -> Shown:
     flashes = Asked("flashes", "How often does the lamp flash?", str(number))
     lamp = Asked("lamp", "What colour is the lamp?", colour)
     frames = _frames(pen, "circle", shown, [_somewhere(pen)] * len(shown))
-    return Shown(frames, [flashes, lamp], ", ".join(one or "off" for one in shown[::FPS]))
+    told = [_framewise(shown), *pen.tell([("lamp", colour), ("flashes", str(number))])]
+    return Shown(frames, [flashes, lamp], told)
+
+
+def _framewise(shown: Sequence[str | None]) -> Asked:
+    return Asked("all", "What colour is every frame?", ", ".join(one or "off" for one in shown[::FPS]))
 
 
 def _somewhere(pen: Pen) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """What the visual question set draws with, and what of it training never sees.
 
 Held out are fonts, shades of every colour and of paper, layouts of bars and receipts, and by `Pen.allows` a
-fifth of all contents (what is where, the numbers on a receipt) and of all questions put together of parts.
+fifth of all contents (what is where, the name and the total on a receipt). A fifth of all questions that are
+put together of parts is never asked in training; of what is held out they are, beside the others.
 """
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,12 +57,12 @@ class Asked(NamedTuple):
 class Shown:
     """A picture, or the frames of a clip, and all that can be asked about it.
 
-    asked: none of them tells another's answer. told: all that there is to see, for training only.
+    asked: none of them tells another's answer. told: all there is to see, in several forms; for training.
     """
 
     frames: Sequence[Image.Image]
     asked: Sequence[Asked]
-    told: str
+    told: Sequence[Asked]
 
 
 class Pen:
@@ -72,9 +73,7 @@ class Pen:
         self.used: dict[str, set[Hashable]] = defaultdict(set)
 
     def allows(self, content: Hashable) -> bool:
-        """Whether it is of this side: the same in every process, unlike Python's own hash."""
-        is_held = zlib.crc32(repr(content).encode()) % HELD_SHARE == 0
-        return is_held == (self.split == "held")
+        return is_held(content) == (self.split == "held")
 
     def invent(self, make: Callable[[], T]) -> T:
         """Make a content until it is of this side."""
@@ -90,8 +89,24 @@ class Pen:
         return self._note("layouts", self.random.choice(layouts[self.split]))
 
     def may_ask(self, *composed: Asked) -> list[Asked]:
-        """Of questions that are put together of parts, those of this side."""
-        return [one for one in composed if self.allows(one.question)]
+        """Of questions that are put together of parts, those of this side; who is held out is asked all."""
+        return [one for one in composed if self.split == "held" or not is_new(one.question)]
+
+    def tell(self, things: Sequence[Sequence[str]]) -> list[Asked]:
+        """What there is, in reading order and in any.
+
+        From the first a tower learns fast, since what comes next is at the next place. The second begins all
+        things with the same of their parts: the others must be looked up by it, as questions want it.
+        """
+        return [
+            Asked("all", "What is there?", listed(things)),
+            Asked("all", "What is there, in any order?", self.shuffled(things)),
+        ]
+
+    def shuffled(self, things: Sequence[Sequence[str]]) -> str:
+        order = self.random.sample(range(len(things[0])), len(things[0]))
+        things = self.random.sample(things, len(things))
+        return listed([[thing[part] for part in order] for thing in things])
 
     def colours(self, number: int) -> tuple[str, ...]:
         """Different ones."""
@@ -114,6 +129,20 @@ class Pen:
     def _note(self, what: str, one: T) -> T:
         self.used[what].add(one)
         return one
+
+
+def is_new(question: str) -> bool:
+    """Whether it is never asked in training, if it is put together of parts."""
+    return is_held(question)
+
+
+def is_held(content: Hashable) -> bool:
+    """One in HELD_SHARE. The same in every process, unlike Python's own hash."""
+    return zlib.crc32(repr(content).encode()) % HELD_SHARE == 0
+
+
+def listed(things: Iterable[Sequence[str]]) -> str:
+    return ", ".join(map(" ".join, things))
 
 
 @lru_cache(maxsize=100)

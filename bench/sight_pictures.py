@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from sight_pen import COLOURS, RGB, SIDE, Asked, Pen, Shown, Split
+from sight_pen import COLOURS, RGB, SIDE, Asked, Pen, Shown, Split, listed
 
 KINDS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 CELL, HALF = 36, 14  # px: the place of a shape, and half a shape
@@ -19,10 +19,12 @@ BARS: Mapping[Split, Sequence[tuple[int, int, bool]]] = {  # width and gap in px
     "held": ((13, 7, False), (11, 9, True)),
 }
 NAMES = ("ANN", "BOB", "EVA", "JIM", "LEO", "MAX", "SUE", "TOM")
-LETTERS, WORDS = "AEHKRT", ("STOP", "EXIT", "OPEN", "SALE", "TAXI", "BANK")
-LINES: Mapping[Split, Sequence[str]] = {  # of a receipt: two of name, code and total
-    "train": ("nc", "tn", "ct", "nt"),
-    "held": ("cn", "tc"),
+WORDS = ("STOP", "EXIT", "OPEN", "SALE", "TAXI", "BANK")
+LINES: Mapping[
+    Split, Sequence[tuple[str, int, int]]
+] = {  # name and total from above; px from the left, and apart
+    "train": (("nt", 5, 36), ("tn", 5, 36), ("nt", 7, 32), ("tn", 7, 32)),
+    "held": (("nt", 7, 36), ("tn", 5, 32)),
 }
 ARROWS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -39,27 +41,18 @@ def _different(pen: Pen) -> Shown:
     """Shapes of different kinds and colours."""
     num, sample = pen.number(), pen.random.sample
     scene = pen.invent(lambda: _arranged(pen, sample(list(KINDS), num), pen.colours(num)))
-    if num > 1 and pen.random.random() < 0.35:
-        pairs = [(a, b, "yes" if a == b else "no") for a in range(num) for b in range(num)]
-        asked = pen.may_ask(
-            *(
-                Asked("presence", f"Is there a {scene[a][2]} {scene[b][1]}?", answer)
-                for a, b, answer in sample(pairs, len(pairs))
-            )
-        )
-    else:
-        asked = [_about(pen, *shape) for shape in sample(scene, num)]
+    asked = [pen.random.choice(some) for shape in sample(scene, num) if (some := _about(pen, *shape))]
     return _draw_scene(pen, scene, asked)
 
 
-def _about(pen: Pen, cell: tuple[int, int], kind: str, colour: str) -> Asked:
-    """One question about a shape: two would answer each other."""
-    asked = [
+def _about(pen: Pen, cell: tuple[int, int], kind: str, colour: str) -> list[Asked]:
+    """Of which one may be asked: two would answer each other."""
+    return pen.may_ask(
         Asked("colour", f"What colour is the {kind}?", colour),
         Asked("shape", f"What shape is {colour}?", kind),
         Asked("place", f"Where is the {kind}?", _place(cell)),
-    ]
-    return pen.random.choice(asked)
+        Asked("thing", f"What is at the {_place(cell)}?", f"{colour} {kind}"),
+    )
 
 
 def _place(cell: tuple[int, int]) -> str:
@@ -73,7 +66,8 @@ def _several(pen: Pen) -> Shown:
     kinds = [kind for kind, num in counts.items() for _ in range(num)]
     scene = pen.invent(lambda: _arranged(pen, kinds, pen.random.choices(list(COLOURS), k=len(kinds))))
     asked = [Asked("count", f"How many {KINDS[kind]} are there?", str(num)) for kind, num in counts.items()]
-    return _draw_scene(pen, scene, asked)
+    each = pen.shuffled([(KINDS[kind], str(num)) for kind, num in counts.items()])
+    return _draw_scene(pen, scene, pen.may_ask(*asked), Asked("all", "How many of each?", each))
 
 
 def _arranged(pen: Pen, kinds: Sequence[str], colours: Sequence[str]) -> Scene:
@@ -81,13 +75,13 @@ def _arranged(pen: Pen, kinds: Sequence[str], colours: Sequence[str]) -> Scene:
     return tuple(sorted(zip(pen.random.sample(CELLS, len(kinds)), kinds, colours, strict=True)))
 
 
-def _draw_scene(pen: Pen, scene: Scene, asked: Sequence[Asked]) -> Shown:
+def _draw_scene(pen: Pen, scene: Scene, asked: Sequence[Asked], *told: Asked) -> Shown:
     picture, draw = pen.paper()
     for cell, kind, colour in scene:
         y, x = (CELL * one + CELL // 2 + pen.random.randint(-2, 2) for one in cell)
         draw_shape(draw, kind, pen.shade(colour), (x, y, HALF + pen.random.randint(-2, 1)))
-    told = ", ".join(f"{_place(cell)} {colour} {kind}" for cell, kind, colour in scene)
-    return Shown([picture], asked, told)
+    things = [(_place(cell), colour, kind) for cell, kind, colour in scene]
+    return Shown([picture], asked, [*told, *pen.tell(things)])
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, kind: str, shade: RGB, place: tuple[int, int, int]) -> None:
@@ -111,26 +105,22 @@ def charts(pen: Pen) -> Shown:
     colours, values = pen.invent(lambda: (pen.colours(num), tuple(sample(range(1, TOP + 1), num))))
     picture, draw = _axes(pen)
     width, gap, outlined = pen.layout(BARS)
-    x = LEFT + 2 + pen.random.randint(0, gap - 1) + pen.random.randint(0, 3 - num) * (width + gap)
+    x = LEFT + 2 + pen.random.randint(0, 2)
     for colour, value in zip(colours, values, strict=True):
         box = (x, FLOOR - UNIT * value, x + width - 1, FLOOR - 1)
         draw.rectangle(box, fill=pen.shade(colour), outline=(60, 60, 60) if outlined else None)
         x += width + gap
-    of = dict(zip(colours, values, strict=True))
-    kinds = [
-        [
-            Asked("value", f"What is the value of {colour}?", str(of[colour]))
-            for colour in sample(colours, num)
-        ]
-    ]
+    bars = [(colour, str(value)) for colour, value in zip(colours, values, strict=True)]
+    upwards = sorted(bars, key=lambda bar: bar[1])
+    asked = pen.may_ask(*(Asked("value", f"What is the value of {c}?", v) for c, v in sample(bars, num)))
+    told = pen.tell(bars)
     if num > 1:
-        a, b = sample(colours, 2)
-        compared = Asked("comparison", f"Is {a} higher than {b}?", "yes" if of[a] > of[b] else "no")
-        highest = Asked("highest", "Which bar is highest?", max(of, key=of.__getitem__))
-        lowest = Asked("lowest", "Which bar is lowest?", min(of, key=of.__getitem__))
-        kinds += [[highest, lowest], pen.may_ask(compared)]
-    told = ", ".join(f"{colour} {value}" for colour, value in of.items())
-    return Shown([picture], pen.random.choice(kinds), told)
+        told.append(Asked("all", "What is there, from low to high?", listed(upwards)))
+        told.append(Asked("all", "What is there, from high to low?", listed(upwards[::-1])))
+        if not asked or pen.random.random() < 0.5:
+            highest = Asked("highest", "Which bar is highest?", upwards[-1][0])
+            asked = [highest, Asked("lowest", "Which bar is lowest?", upwards[0][0])]
+    return Shown([picture], asked, told)
 
 
 def _axes(pen: Pen) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -145,38 +135,45 @@ def _axes(pen: Pen) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _receipt(pen: Pen) -> Shown:
-    random = pen.random
-    name, ink = random.choice(NAMES), pen.shade(random.choice(("black", "blue", "red")))
-    code = pen.invent(lambda: random.choice(LETTERS) + str(random.randint(0, 9)))
-    total = str(random.randint(1, 9))
+    """A name and a total, or one of them."""
+    choice, shake = pen.random.choice, lambda: pen.random.randint(-1, 1)
+    name, total = pen.invent(lambda: (choice(NAMES), str(pen.random.randint(1, 9))))
     picture, draw = pen.paper()
-    font, x = pen.font(16), random.randint(4, 6)
-    order, written = pen.layout(LINES), {"n": name, "c": code, "t": f"${total}"}
-    places = sorted(random.sample(range(len(order)), min(len(order), pen.number())))
-    for i in places:
-        y = CELL // 2 + CELL * i + random.randint(-1, 1)
-        draw.text((x, y), written[order[i]], fill=ink, font=font, anchor="lm")
-    fields = {"n": ("name", name), "c": ("code", code), "t": ("total", total)}
-    asked = [
-        Asked(field, f"What is the {field}?", text) for field, text in (fields[order[i]] for i in places)
-    ]
-    return Shown([picture], asked, ", ".join(written[order[i]] for i in places))
+    font, ink, (order, left, apart) = pen.font(16), pen.shade("black"), pen.layout(LINES)
+    asked = []
+    for line in (0, 1) if pen.number() > 1 else (choice((0, 1)),):
+        is_name = order[line] == "n"
+        place = left + shake(), SIDE // 2 + (2 * line - 1) * apart // 2 + shake()
+        draw.text(place, name if is_name else f"${total}", fill=ink, font=font, anchor="lm")
+        field, text = ("name", name) if is_name else ("total", total)
+        asked.append(Asked(field, f"What is the {field}?", text))
+    return Shown([picture], asked, pen.tell([(one.about, one.answer) for one in asked]))
 
 
 def _sign(pen: Pen) -> Shown:
+    """A word and an arrow in a frame."""
     random = pen.random
     (colour,), word, way = pen.invent(
         lambda: (pen.colours(1), random.choice(WORDS), random.choice(list(ARROWS)))
     )
     picture, draw = pen.paper()
-    top, ink = random.randint(4, 8), (0, 0, 0) if colour == "yellow" else (255, 255, 255)
-    draw.rounded_rectangle((3, top, SIDE - 4, top + 58), radius=5, fill=pen.shade(colour))
-    draw.text((SIDE // 2, top + 15), word, fill=ink, font=pen.font(13), anchor="mm")
-    (dx, dy), x, y = ARROWS[way], SIDE // 2 + random.randint(-4, 4), top + 43
-    draw.line((x - 11 * dx, y - 11 * dy, x + 4 * dx, y + 4 * dy), fill=ink, width=5)
-    wings = [(x + 2 * dx - 9 * s * dy, y + 2 * dy + 9 * s * dx) for s in (1, -1)]
-    draw.polygon([(x + 12 * dx, y + 12 * dy), *wings], fill=ink)
-    says = Asked("sign", "What does the sign say?", word)
-    board = Asked("board", "What colour is the sign?", colour)
-    arrow = Asked("arrow", "Where does the arrow point?", way)
-    return Shown([picture], [says, board, arrow], f"{word}, {colour}, {way}")
+    ink, x, y = pen.shade("black"), random.randint(-1, 1), random.randint(-1, 1)
+    draw.rounded_rectangle(
+        (x + 2, y + 2, x + SIDE - 3, y + SIDE - 3), radius=6, outline=pen.shade(colour), width=6
+    )
+    draw.text((x + SIDE // 2, y + 21), word, fill=ink, font=pen.font(12), anchor="mm")
+    _draw_arrow(draw, ARROWS[way], (x + SIDE // 2, y + 48), ink)
+    things = {"sign": word, "frame": colour, "arrow": way}
+    asked = [
+        Asked("sign", "What does the sign say?", word),
+        Asked("frame", "What colour is the frame?", colour),
+        Asked("arrow", "Where does the arrow point?", way),
+    ]
+    return Shown([picture], asked, pen.tell(list(things.items())))
+
+
+def _draw_arrow(draw: ImageDraw.ImageDraw, way: tuple[int, int], place: tuple[int, int], ink: RGB) -> None:
+    (dx, dy), (x, y) = way, place
+    draw.line((x - 12 * dx, y - 12 * dy, x + 4 * dx, y + 4 * dy), fill=ink, width=6)
+    wings = [(x + 2 * dx - 10 * s * dy, y + 2 * dy + 10 * s * dx) for s in (1, -1)]
+    draw.polygon([(x + 13 * dx, y + 13 * dy), *wings], fill=ink)

@@ -15,7 +15,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 from sight import KINDS, Asked, generate, invent, is_right, language_only_ceiling, read_questions
-from sight_pen import COLOURS, SIDE, Pen, Shown, Split
+from sight_pen import COLOURS, SIDE, Pen, Shown, Split, is_new
 from sight_pictures import CELL, COLUMNS, ROWS, UNIT
 from tailorbird.data.sources.readers import open_source
 from tailorbird.processing.chat import ImageItem, TextItem, VideoItem
@@ -23,7 +23,6 @@ from tailorbird.processing.picture import open_picture
 from tailorbird.processing.video import VideoSpec, read_video
 from train_check import Plan, check
 
-COMPOSED = {"presence", "comparison"}  # questions put together of parts
 CEILINGS = {"shapes": 0.45, "charts": 0.4, "documents": 0.3, "clips": 0.35}
 
 
@@ -64,16 +63,16 @@ def test_what_is_held_out_never_occurs_in_training(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shapes", "charts"])
-def test_held_out_questions_of_parts_are_new_and_the_others_are_known(kind: str) -> None:
+def test_some_questions_are_only_asked_of_what_is_held_out_in_words_that_are_known(kind: str) -> None:
     made = drawn(kind, "train", 500)[1], drawn(kind, "held", 400)[1]
-    asked = [{one for _, some in many for one in some} for many in made]
-    composed = [{one.question for one in some if one.about in COMPOSED} for some in asked]
-    simple = [{one.question for one in some if one.about not in COMPOSED} for some in asked]
-    assert min(map(len, composed)) > 3
-    assert composed[0].isdisjoint(composed[1])
-    assert simple[0] == simple[1] | {"What is there?"}
-    words = [set(re.findall(r"\w+", " ".join(some))) for some in composed]
-    assert words[1] <= words[0]  # of known words
+    asked, told = [{one.question for _, some in many for one in some if one.about != "all"} for many in made]
+    new = told - asked
+    assert new == set(filter(is_new, told))
+    assert 2 <= len(new) < len(told) / 3
+    assert asked < told
+    words = [set(re.findall(r"\w+", " ".join(some))) for some in (asked, told)]
+    answers = {one.answer for _, some in made[0] for one in some}
+    assert words[1] <= words[0] | answers
 
 
 def test_the_order_in_which_a_scene_was_invented_does_not_make_it_another() -> None:
@@ -119,7 +118,8 @@ def test_as_many_shapes_are_drawn_as_the_answers_say() -> None:
 
 def test_a_shape_is_where_and_of_the_colour_that_the_answers_say() -> None:
     for shown, answers in answered("shapes", "place"):
-        colour_of = {kind: colour for _, _, colour, kind in map(str.split, shown.told.split(", "))}
+        things = next(one.answer for one in shown.told if one.question == "What is there?").split(", ")
+        colour_of = {kind: colour for _, _, colour, kind in map(str.split, things)}
         for question, answer in answers.items():
             kind = question.split()[-1].strip("?")
             y, x = (int(one / CELL) for one in np.argwhere(painted(shown.frames[0], colour_of[kind])).mean(0))
@@ -145,8 +145,8 @@ def test_no_answer_about_a_picture_is_told_by_another() -> None:
         assert {one.about for one in shown.asked} == {"value"}
         assert len(answers) == len(shown.asked)
     for shown, _ in answered("shapes", "colour"):
-        kinds = [one.answer if one.about == "shape" else one.question.split()[-1] for one in shown.asked]
-        assert len({kind.strip("?") for kind in kinds}) == len(shown.asked)
+        kinds = [one.answer if one.about in ("shape", "thing") else one.question for one in shown.asked]
+        assert len({kind.split()[-1].strip("?") for kind in kinds}) == len(shown.asked)
 
 
 def test_clips_do_what_the_answers_say() -> None:
@@ -177,8 +177,8 @@ def test_the_files_are_read_as_a_users_own(kind: str, tmp_path: Path) -> None:
             assert open_picture(item.source).shape == (SIDE, SIDE, 3)
         texts = [one.items[-1].text for one in messages if isinstance(one.items[-1], TextItem)]
         spoken += list(zip(texts[::2], texts[1::2], strict=True))
-    assert [one.asked.about for one in questions].count("all") == 2  # of the six
-    assert len(source) == 6 <= len(spoken) <= 2 + 4 * 3
+    assert [one.asked.about for one in questions].count("all") == 3  # of the six
+    assert len(source) == 6 <= len(spoken) <= 3 + 3 * 3
     assert spoken == [one.asked[1:] for one in questions]
     assert all(one.shown.is_file() for one in questions)
 
