@@ -14,7 +14,9 @@ Writes results/train_check.json, and fails if a kind stays below FLOORS.
 """
 
 import json
+import os
 import shutil
+import socket
 import sys
 import time
 from collections import defaultdict
@@ -23,6 +25,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sight import Question, generate, is_right, language_only_ceiling, read_questions
 from sight_model import build
@@ -57,7 +61,7 @@ class Plan:
     video_steps: int
     blind_steps: int
     lanes: int = 4
-    threads: int = 0
+    processes: int = 1  # of one thread each, that learn together
 
 
 FULL = Plan(
@@ -65,6 +69,7 @@ FULL = Plan(
     vision_steps=8000,
     video_steps=1500,
     blind_steps=1500,
+    processes=cores(),
 )
 
 
@@ -108,7 +113,7 @@ def settings(recipe: VLMRunConfig, plan: Plan, steps: int, rows: RowsConfig, lr:
         checkpointing=False,
         ema=0.99,
         device="cpu",
-        threads=plan.threads,
+        threads=1,
         log=(),
         log_every=50,
         eval_every=max(1, steps // 4),
@@ -123,7 +128,8 @@ def train_all(plan: Plan, data: Path, here: Path) -> tuple[dict[str, Path], dict
     """The folders of what sees and of what does not, and the minutes of each training."""
     build(here / "new")
     files = {kind: data / f"{kind}-train.jsonl" for kind in plan.drawn}
-    narrow = RowsConfig(tokens=160, tiles=8, lanes=plan.lanes, at_once=plan.lanes, lengths=(160,), workers=1)
+    at_once = plan.lanes // plan.processes
+    narrow = RowsConfig(tokens=160, tiles=8, lanes=plan.lanes, at_once=at_once, lengths=(160,), workers=0)
     wide = replace(narrow, tokens=384, tiles=24, lengths=(384,))
     first = settings(vision(), plan, plan.vision_steps, narrow, 1e-3)
     second = settings(video(), plan, plan.video_steps, wide, 7e-4)
@@ -141,9 +147,23 @@ def train_all(plan: Plan, data: Path, here: Path) -> tuple[dict[str, Path], dict
     for name, (cfg, start, sources) in runs.items():
         began = time.perf_counter()
         console.print(f"{name}: {cfg.train.steps} steps")
-        teach(cfg, start, sources, here / name)
+        teach_together(plan.processes, cfg, start, sources, here / name)
         minutes[name] = (time.perf_counter() - began) / 60
     return {name: here / name / "model" for name in runs}, minutes
+
+
+def teach_together(processes: int, *task: Any) -> None:
+    """`teach`, by several processes: threads would wait for each other most of the time in a model so small."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_teach_as_one, (processes, port, task), nprocs=processes)
+
+
+def _teach_as_one(rank: int, processes: int, port: int, task: tuple[Any, ...]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    teach(*task)
 
 
 def answers(chat: ChatModel, questions: Sequence[Question], *, blind: bool = False) -> list[bool]:

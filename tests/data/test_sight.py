@@ -207,7 +207,7 @@ def test_the_whole_check_runs_on_little_and_says_what_it_found(
         video_steps=2,
         blind_steps=2,
         lanes=2,
-        threads=1,
+        processes=2,
     )
     found = check(plan, tmp_path)
     assert list(found["accuracy"]) == list(found["language_only_accuracy"]) == list(KINDS)
