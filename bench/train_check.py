@@ -65,10 +65,10 @@ class Plan:
 
 
 FULL = Plan(
-    drawn={"shapes": 24000, "charts": 16000, "documents": 24000, "clips": 5000},
-    vision_steps=8000,
+    drawn={"shapes": 20000, "charts": 20000, "documents": 20000, "clips": 5000},
+    vision_steps=4500,
     video_steps=1500,
-    blind_steps=1500,
+    blind_steps=1000,
     processes=cores(),
 )
 
@@ -99,7 +99,7 @@ def blind_of(file: Path) -> Path:
     return file.with_name(f"blind-{file.name}")
 
 
-def settings(recipe: VLMRunConfig, plan: Plan, steps: int, rows: RowsConfig, lr: float) -> VLMRunConfig:
+def settings(recipe: VLMRunConfig, steps: int, rows: RowsConfig, lr: float) -> VLMRunConfig:
     """A published stage at the size of this check: everything learns, faster and from far less."""
     train = replace(
         recipe.train,
@@ -131,11 +131,11 @@ def train_all(plan: Plan, data: Path, here: Path) -> tuple[dict[str, Path], dict
     at_once = plan.lanes // plan.processes
     narrow = RowsConfig(tokens=160, tiles=8, lanes=plan.lanes, at_once=at_once, lengths=(160,), workers=0)
     wide = replace(narrow, tokens=384, tiles=24, lengths=(384,))
-    first = settings(vision(), plan, plan.vision_steps, narrow, 1e-3)
-    second = settings(video(), plan, plan.video_steps, wide, 7e-4)
+    first = settings(vision(), plan.vision_steps, narrow, 1e-3)
+    second = settings(video(), plan.video_steps, wide, 7e-4)
     second = replace(second, learn=LearnConfig(vision=Pace(rate=0.5, start=plan.video_steps // 10)))
-    blind = settings(vision(), plan, plan.blind_steps, narrow, 1e-3)
-    pictures = [f"{files[kind]}={weight}" for kind, weight in zip(PICTURES, (0.4, 0.25, 0.35), strict=True)]
+    blind = settings(vision(), plan.blind_steps, narrow, 1e-3)
+    pictures = [f"{files[kind]}={weight}" for kind, weight in zip(PICTURES, (0.35, 0.35, 0.3), strict=True)]
     clips = [f"{files['clips']}=0.7", *(f"{files[kind]}=0.1" for kind in PICTURES)]
     unseen = [f"{blind_of(files[kind])}=0.25" for kind in files]
     runs = {
@@ -153,7 +153,7 @@ def train_all(plan: Plan, data: Path, here: Path) -> tuple[dict[str, Path], dict
 
 
 def teach_together(processes: int, *task: Any) -> None:
-    """`teach`, by several processes: threads would wait for each other most of the time in a model so small."""
+    """`teach`, by several processes: in a model so small threads would mostly wait for each other."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_teach_as_one, (processes, port, task), nprocs=processes)
