@@ -20,13 +20,13 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import multiprocessing
 
 from sight import Question, generate, is_right, language_only_ceiling, read_questions
 from sight_model import build
@@ -48,6 +48,7 @@ FLOORS = {"shapes": 0.85, "charts": 0.7, "documents": 0.7, "clips": 0.8}  # of t
 PICTURES = ("shapes", "charts", "documents")
 SHORT = Sampling(max_tokens=8)
 AT_ONCE = 50  # questions
+NEW = "questions never asked in training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def teach_together(processes: int, *task: Any) -> None:
     """`teach`, by several processes: in a model so small threads would mostly wait for each other."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_teach_as_one, (processes, port, task), nprocs=processes)
+    multiprocessing.spawn(_teach_as_one, (processes, port, task), nprocs=processes)
 
 
 def _teach_as_one(rank: int, processes: int, port: int, task: tuple[Any, ...]) -> None:
@@ -184,11 +185,15 @@ def _asked(one: Question, blind: bool) -> list[dict[str, Any]]:
     return ask(one.asked.question, **({} if blind else {kind: [one.shown]}))
 
 
-def table(questions: Sequence[Question], right: Sequence[bool], blind: Sequence[bool]) -> dict[str, Any]:
-    """Of one kind: shares of right answers, altogether and by what is asked about."""
+def table(
+    questions: Sequence[Question], right: Sequence[bool], blind: Sequence[bool], known: Set[str]
+) -> dict[str, Any]:
+    """Of one kind: shares of right answers, altogether, by what is asked about, and of what never was."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, one in enumerate(questions):
         groups[one.asked.about].append(i)
+        if one.asked.question not in known:
+            groups[NEW].append(i)
 
     def figures(which: Sequence[int]) -> dict[str, float]:
         return {
@@ -205,8 +210,10 @@ def judge(data: Path, folders: Mapping[str, Path], kinds: Sequence[str]) -> dict
     seeing, blind = (load_vlm(folders[name], device="cpu") for name in ("video", "language_only"))
     found = {}
     for kind in kinds:
+        known = {one.asked.question for one in read_questions(data / f"{kind}-train.jsonl")}
         questions = read_questions(data / f"{kind}-held.jsonl")
-        found[kind] = table(questions, answers(seeing, questions), answers(blind, questions, blind=True))
+        right, guessed = answers(seeing, questions), answers(blind, questions, blind=True)
+        found[kind] = table(questions, right, guessed, known)
         _say(kind, found[kind])
     return found
 
@@ -214,7 +221,7 @@ def judge(data: Path, folders: Mapping[str, Path], kinds: Sequence[str]) -> dict
 def _say(kind: str, found: Mapping[str, Any]) -> None:
     for name, one in {kind: found, **found["about"]}.items():
         console.print(
-            f"{name:12} {one['accuracy']:6.1%} seeing, {one['language_only_accuracy']:6.1%} language only, "
+            f"{name:34} {one['accuracy']:6.1%} seeing, {one['language_only_accuracy']:6.1%} language only, "
             f"{one['language_only_ceiling']:6.1%} at most without looking, {one['questions']} questions"
         )
 
