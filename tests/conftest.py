@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 
 from tailorbird.__main__ import main
 from tailorbird.data.record import record
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """A test draws the same numbers alone and after others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

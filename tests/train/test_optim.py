@@ -67,7 +67,6 @@ def test_the_average_of_what_learns_late_is_short_when_it_begins() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torchao
 def test_moments_of_eight_bits_learn_alike_and_come_back_bit_for_bit() -> None:
-    torch.manual_seed(0)
     cfg, x = TrainConfig(lr=1e-2, optimizer="adamw8bit"), torch.randn(7, 128)
 
     def start(cfg: TrainConfig, layer: nn.Linear) -> torch.optim.Optimizer:
