@@ -87,6 +87,16 @@ VLM = {
     "peak_mib": "MiB",
 }
 
+TRAIN = {
+    "path": "path",
+    "tokens_s": "tokens/s",
+    "ratio": "times the Trainer",
+    "loss": "loss",
+    "wait_share": "waits for data",
+    "padding": "padding",
+    "to_words": "projected to words",
+}
+
 
 def policy_table(result: dict[str, Any]) -> str:
     """With the most cameras; the others are in the file."""
@@ -97,6 +107,24 @@ def policy_table(result: dict[str, Any]) -> str:
 
 def vlm_table(result: dict[str, Any]) -> str:
     return rows_table(result, VLM, "vlm_cpu.json")
+
+
+def train_table(result: dict[str, Any]) -> str:
+    return rows_table(result, TRAIN, "train_throughput.json")
+
+
+def sight_table(result: dict[str, Any]) -> str:
+    """A line for every kind of questions, and for each kind those that were never asked in training."""
+    lines = ["| questions about | right | without the picture | number |", "|---|---:|---:|---:|"]
+    for kind, found in result["kinds"].items():
+        new = {name: one for name, one in found["about"].items() if name.startswith("questions")}
+        for name, one in {kind: found, **{f"- {name}": one for name, one in new.items()}}.items():
+            shares = f"{one['accuracy']:.0%} | {one['language_only_accuracy']:.0%}"
+            lines.append(f"| {name} | {shares} | {one['questions']} |")
+    lines += ["", "| way to the picture | loss | right |", "|---|---:|---:|"]
+    for way, one in result["loss_gap"].items():
+        lines.append(f"| {way} | {one['loss']:.4f} ({one['loss_difference']:+.1e}) | {one['accuracy']:.1%} |")
+    return "\n".join([*lines, "", source(result, "train_check.json"), ""])
 
 
 def rows_table(result: dict[str, Any], columns: dict[str, str], file: str) -> str:
@@ -115,6 +143,8 @@ TABLES = {
     "verify": verify_table,
     "policy": policy_table,
     "vlm": vlm_table,
+    "train": train_table,
+    "train-check": sight_table,
 }
 
 

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from publish import write_readme
 from tailorbird.checkpoint.vlm import write_vlm
 from tailorbird.model.config import VLMConfig
 from tailorbird.model.cost import vlm_cost
@@ -218,6 +219,8 @@ def main() -> None:
     peers = {name: metadata.version(name) for name in ("transformers", "accelerate")}
     out = (ROOT / "runs/bench" if quick else ROOT / "results") / FILE
     write_json(out, {**result, **stamp("make bench-train"), "versions": {**versions(), **peers}})
+    if not quick:
+        write_readme("train")
     for part in tables(out, "train"):
         console.print(part)
 

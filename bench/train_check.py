@@ -28,6 +28,7 @@ from typing import Any
 
 from torch import multiprocessing
 
+from publish import write_readme
 from sight import Question, generate, is_right, language_only_ceiling, read_questions
 from sight_model import build
 from sight_ways import compare
@@ -266,6 +267,7 @@ def main() -> None:
     write_json(
         ROOT / "results/train_check.json", {**found, **stamp("make train-check"), "versions": versions()}
     )
+    write_readme("train-check")
     if low := [kind for kind, floor in FLOORS.items() if found["accuracy"][kind] < floor]:
         sys.exit(f"too few right answers about {', '.join(low)}: {FLOORS} are expected")
 
