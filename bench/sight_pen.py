@@ -1,8 +1,8 @@
 """What the visual question set draws with, and what of it training never sees.
 
 Held out are fonts, shades of every colour and of paper, layouts of bars and receipts, and by `Pen.allows` a
-fifth of all contents (what is where, the name and the total on a receipt). A fifth of all questions that are
-put together of parts is never asked in training; of what is held out they are, beside the others.
+fifth of all contents (what is where, the name and the total on a receipt). NEVER_ASKED are questions that are
+not asked in training, of parts that others are made of.
 """
 
 import zlib
@@ -23,6 +23,7 @@ T = TypeVar("T", bound=Hashable)
 
 SIDE = 72  # px of every picture
 HELD_SHARE = 5  # one of so many contents is held out
+NEVER_ASKED = frozenset({"What colour is the square?", "Where is the cross?"})
 FONTS: Mapping[Split, Sequence[str]] = {  # files of Matplotlib; "" is Pillow's own
     "train": (
         "DejaVuSans",
@@ -73,7 +74,9 @@ class Pen:
         self.used: dict[str, set[Hashable]] = defaultdict(set)
 
     def allows(self, content: Hashable) -> bool:
-        return is_held(content) == (self.split == "held")
+        """Whether it is of this side: the same in every process, unlike Python's own hash."""
+        is_held = zlib.crc32(repr(content).encode()) % HELD_SHARE == 0
+        return is_held == (self.split == "held")
 
     def invent(self, make: Callable[[], T]) -> T:
         """Make a content until it is of this side."""
@@ -88,9 +91,9 @@ class Pen:
     def layout(self, layouts: Mapping[Split, Sequence[T]]) -> T:
         return self._note("layouts", self.random.choice(layouts[self.split]))
 
-    def may_ask(self, *composed: Asked) -> list[Asked]:
-        """Of questions that are put together of parts, those of this side; who is held out is asked all."""
-        return [one for one in composed if self.split == "held" or not is_new(one.question)]
+    def may_ask(self, *asked: Asked) -> list[Asked]:
+        """Those of this side: who is held out is asked all."""
+        return [one for one in asked if self.split == "held" or one.question not in NEVER_ASKED]
 
     def tell(self, things: Sequence[Sequence[str]]) -> list[Asked]:
         """What there is, in reading order and in any.
@@ -129,16 +132,6 @@ class Pen:
     def _note(self, what: str, one: T) -> T:
         self.used[what].add(one)
         return one
-
-
-def is_new(question: str) -> bool:
-    """Whether it is never asked in training, if it is put together of parts."""
-    return is_held(question)
-
-
-def is_held(content: Hashable) -> bool:
-    """One in HELD_SHARE. The same in every process, unlike Python's own hash."""
-    return zlib.crc32(repr(content).encode()) % HELD_SHARE == 0
 
 
 def listed(things: Iterable[Sequence[str]]) -> str:

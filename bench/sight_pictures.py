@@ -30,7 +30,7 @@ ARROWS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def shapes(pen: Pen) -> Shown:
-    return _different(pen) if pen.random.random() < 0.7 else _several(pen)
+    return _different(pen) if pen.random.random() < 0.8 else _several(pen)
 
 
 def documents(pen: Pen) -> Shown:
@@ -67,7 +67,7 @@ def _several(pen: Pen) -> Shown:
     scene = pen.invent(lambda: _arranged(pen, kinds, pen.random.choices(list(COLOURS), k=len(kinds))))
     asked = [Asked("count", f"How many {KINDS[kind]} are there?", str(num)) for kind, num in counts.items()]
     each = pen.shuffled([(KINDS[kind], str(num)) for kind, num in counts.items()])
-    return _draw_scene(pen, scene, pen.may_ask(*asked), Asked("all", "How many of each?", each))
+    return _draw_scene(pen, scene, asked, Asked("all", "How many of each?", each))
 
 
 def _arranged(pen: Pen, kinds: Sequence[str], colours: Sequence[str]) -> Scene:
@@ -112,12 +112,12 @@ def charts(pen: Pen) -> Shown:
         x += width + gap
     bars = [(colour, str(value)) for colour, value in zip(colours, values, strict=True)]
     upwards = sorted(bars, key=lambda bar: bar[1])
-    asked = pen.may_ask(*(Asked("value", f"What is the value of {c}?", v) for c, v in sample(bars, num)))
+    asked = [Asked("value", f"What is the value of {c}?", v) for c, v in sample(bars, num)]
     told = pen.tell(bars)
     if num > 1:
         told.append(Asked("all", "What is there, from low to high?", listed(upwards)))
         told.append(Asked("all", "What is there, from high to low?", listed(upwards[::-1])))
-        if not asked or pen.random.random() < 0.5:
+        if pen.random.random() < 0.5:
             highest = Asked("highest", "Which bar is highest?", upwards[-1][0])
             asked = [highest, Asked("lowest", "Which bar is lowest?", upwards[0][0])]
     return Shown([picture], asked, told)
