@@ -20,9 +20,8 @@ BARS: Mapping[Split, Sequence[tuple[int, int, bool]]] = {  # width and gap in px
 }
 NAMES = ("ANN", "BOB", "EVA", "JIM", "LEO", "MAX", "SUE", "TOM")
 WORDS = ("STOP", "EXIT", "OPEN", "SALE", "TAXI", "BANK")
-LINES: Mapping[
-    Split, Sequence[tuple[str, int, int]]
-] = {  # name and total from above; px from the left, and apart
+Lines = tuple[str, int, int]  # name and total from above; px from the left, and apart
+LINES: Mapping[Split, Sequence[Lines]] = {
     "train": (("nt", 5, 36), ("tn", 5, 36), ("nt", 7, 32), ("tn", 7, 32)),
     "held": (("nt", 7, 36), ("tn", 5, 32)),
 }
@@ -41,7 +40,7 @@ def _different(pen: Pen) -> Shown:
     """Shapes of different kinds and colours."""
     num, sample = pen.number(), pen.random.sample
     scene = pen.invent(lambda: _arranged(pen, sample(list(KINDS), num), pen.colours(num)))
-    asked = [pen.random.choice(some) for shape in sample(scene, num) if (some := _about(pen, *shape))]
+    asked = [pen.random.choice(_about(pen, *shape)) for shape in sample(scene, num)]
     return _draw_scene(pen, scene, asked)
 
 
@@ -163,13 +162,12 @@ def _sign(pen: Pen) -> Shown:
     )
     draw.text((x + SIDE // 2, y + 21), word, fill=ink, font=pen.font(12), anchor="mm")
     _draw_arrow(draw, ARROWS[way], (x + SIDE // 2, y + 48), ink)
-    things = {"sign": word, "frame": colour, "arrow": way}
     asked = [
         Asked("sign", "What does the sign say?", word),
         Asked("frame", "What colour is the frame?", colour),
         Asked("arrow", "Where does the arrow point?", way),
     ]
-    return Shown([picture], asked, pen.tell(list(things.items())))
+    return Shown([picture], asked, pen.tell([(one.about, one.answer) for one in asked]))
 
 
 def _draw_arrow(draw: ImageDraw.ImageDraw, way: tuple[int, int], place: tuple[int, int], ink: RGB) -> None:
