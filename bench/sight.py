@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ KINDS: Mapping[str, Callable[[Pen], Shown]] = {
     "clips": clips,
 }
 FILES = {"shapes": ".png", "charts": ".png", "documents": ".jpg", "clips": ".mp4"}
+LETTERS = 56  # of a line under a picture of the sheet
 SHEET: Sequence[Split] = ("train", "train", "held")
 NUM_ASKED: Mapping[Split, int] = {"train": 3, "held": 1}  # questions about a picture, at most
 TELL_EVERY = 2  # in training, all that there is to see is told of one in so many pictures, and nothing else
@@ -149,7 +151,7 @@ def draw_sheet(out: Path, columns: int = 5) -> None:
             for i, frame in enumerate(frames):
                 place = x + i % 3 * (size + 2), y + i // 3 * (size + 2)
                 sheet.paste(frame.resize((size, size), Image.Resampling.NEAREST), place)
-            text = "\n".join(f"{one.question} {one.answer}" for one in asked)
+            text = "\n".join(fill(f"{one.question} {one.answer}", LETTERS) for one in asked)
             draw.text((x, y + 2 * SIDE + 2), text, font_size=10, spacing=1)
     sheet.save(out)
 
