@@ -151,7 +151,7 @@ def plot_lines(lines: Sequence[Line]) -> str:
             ax.plot(line.steps, line.values, style, color=colour, label=label, lw=1.3, marker=marker, ms=3)
         ax.set_xlabel("step", color="#020202", fontsize=9)
         if len(lines) > 1:
-            ax.legend(frameon=False, fontsize=8, ncols=2, loc="best")
+            ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         text = _svg(figure)
     for drawn, shown in THEME.items():
         text = text.replace(drawn, shown)
