@@ -27,7 +27,7 @@ def clips(pen: Pen) -> Shown:
 def _moving(pen: Pen) -> Shown:
     choice = pen.random.choice
     kind, way, (colour,), lane = pen.invent(
-        lambda: (choice(list(KINDS)), choice(list(ARROWS)), pen.colours(1), choice(LANES))
+        lambda: (choice(KINDS), choice(list(ARROWS)), pen.colours(1), choice(LANES))
     )
     places = []
     for i in range(SECONDS * FPS):
@@ -49,7 +49,7 @@ def _in_turn(pen: Pen) -> Shown:
     )
     shown = [colours[(second >= a) + (second >= b)] for second in range(SECONDS) for _ in range(FPS)]
     asked = [Asked("turn", f"Which colour comes {n}?", c) for n, c in zip(ORDER, colours, strict=True)]
-    frames = _frames(pen, pen.random.choice(list(KINDS)), shown, [_somewhere(pen)] * len(shown))
+    frames = _frames(pen, pen.random.choice(KINDS), shown, [_somewhere(pen)] * len(shown))
     return Shown(frames, asked, [_framewise(shown), *pen.tell(list(zip(ORDER, colours, strict=True)))])
 
 

@@ -101,15 +101,14 @@ class Pen:
         From the first a tower learns fast, since what comes next is at the next place. The second begins all
         things with the same of their parts: the others must be looked up by it, as questions want it.
         """
+        order = self.random.sample(range(len(things[0])), len(things[0]))
+        shuffled = self.random.sample(things, len(things))
         return [
             Asked("all", "What is there?", listed(things)),
-            Asked("all", "What is there, in any order?", self.shuffled(things)),
+            Asked(
+                "all", "What is there, in any order?", listed([[one[i] for i in order] for one in shuffled])
+            ),
         ]
-
-    def shuffled(self, things: Sequence[Sequence[str]]) -> str:
-        order = self.random.sample(range(len(things[0])), len(things[0]))
-        things = self.random.sample(things, len(things))
-        return listed([[thing[part] for part in order] for thing in things])
 
     def colours(self, number: int) -> tuple[str, ...]:
         """Different ones."""

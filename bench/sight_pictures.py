@@ -6,11 +6,10 @@ from PIL import Image, ImageDraw
 
 from sight_pen import COLOURS, RGB, SIDE, Asked, Pen, Shown, Split, listed
 
-KINDS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+KINDS = ("circle", "square", "triangle", "cross")
 CELL, HALF = 36, 14  # px: the place of a shape, and half a shape
 ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
 CELLS = tuple((row, column) for row in range(len(ROWS)) for column in range(len(COLUMNS)))
-COUNTS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # of two kinds of shapes
 Scene = tuple[tuple[tuple[int, int], str, str], ...]  # cell, kind, colour
 TOP = 5  # the highest value of a chart
 LEFT, FLOOR, UNIT = 8, 68, 12  # px: where its axes are, and how high a value of 1 is
@@ -39,7 +38,7 @@ def documents(pen: Pen) -> Shown:
 def _different(pen: Pen) -> Shown:
     """Shapes of different kinds and colours."""
     num, sample = pen.number(), pen.random.sample
-    scene = pen.invent(lambda: _arranged(pen, sample(list(KINDS), num), pen.colours(num)))
+    scene = pen.invent(lambda: _arranged(pen, sample(KINDS, num), pen.colours(num)))
     asked = [pen.random.choice(_about(pen, *shape)) for shape in sample(scene, num)]
     return _draw_scene(pen, scene, asked)
 
@@ -59,14 +58,10 @@ def _place(cell: tuple[int, int]) -> str:
 
 
 def _several(pen: Pen) -> Shown:
-    """Shapes of two kinds, some of each."""
-    kinds = pen.random.sample(list(KINDS), 2)
-    counts = dict(zip(kinds, pen.random.choice(COUNTS), strict=True))
-    kinds = [kind for kind, num in counts.items() for _ in range(num)]
-    scene = pen.invent(lambda: _arranged(pen, kinds, pen.random.choices(list(COLOURS), k=len(kinds))))
-    asked = [Asked("count", f"How many {KINDS[kind]} are there?", str(num)) for kind, num in counts.items()]
-    each = pen.shuffled([(KINDS[kind], str(num)) for kind, num in counts.items()])
-    return _draw_scene(pen, scene, asked, Asked("all", "How many of each?", each))
+    """Shapes of any kinds and colours."""
+    num, choices = pen.random.randint(1, len(CELLS)), pen.random.choices
+    scene = pen.invent(lambda: _arranged(pen, choices(KINDS, k=num), choices(list(COLOURS), k=num)))
+    return _draw_scene(pen, scene, [Asked("count", "How many shapes are there?", str(num))])
 
 
 def _arranged(pen: Pen, kinds: Sequence[str], colours: Sequence[str]) -> Scene:
@@ -74,13 +69,12 @@ def _arranged(pen: Pen, kinds: Sequence[str], colours: Sequence[str]) -> Scene:
     return tuple(sorted(zip(pen.random.sample(CELLS, len(kinds)), kinds, colours, strict=True)))
 
 
-def _draw_scene(pen: Pen, scene: Scene, asked: Sequence[Asked], *told: Asked) -> Shown:
+def _draw_scene(pen: Pen, scene: Scene, asked: Sequence[Asked]) -> Shown:
     picture, draw = pen.paper()
     for cell, kind, colour in scene:
         y, x = (CELL * one + CELL // 2 + pen.random.randint(-2, 2) for one in cell)
         draw_shape(draw, kind, pen.shade(colour), (x, y, HALF + pen.random.randint(-2, 1)))
-    things = [(_place(cell), colour, kind) for cell, kind, colour in scene]
-    return Shown([picture], asked, [*told, *pen.tell(things)])
+    return Shown([picture], asked, pen.tell([(_place(cell), colour, kind) for cell, kind, colour in scene]))
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, kind: str, shade: RGB, place: tuple[int, int, int]) -> None:
@@ -115,8 +109,7 @@ def charts(pen: Pen) -> Shown:
     told = pen.tell(bars)
     if num > 1:
         told.append(Asked("all", "What is there, from low to high?", listed(upwards)))
-        told.append(Asked("all", "What is there, from high to low?", listed(upwards[::-1])))
-        if pen.random.random() < 0.5:
+        if pen.random.random() < 0.4:
             highest = Asked("highest", "Which bar is highest?", upwards[-1][0])
             asked = [highest, Asked("lowest", "Which bar is lowest?", upwards[0][0])]
     return Shown([picture], asked, told)

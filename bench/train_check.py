@@ -67,10 +67,10 @@ class Plan:
 
 
 FULL = Plan(
-    drawn={"shapes": 20000, "charts": 20000, "documents": 20000, "clips": 5000},
-    vision_steps=5500,
-    video_steps=1300,
-    blind_steps=800,
+    drawn={"shapes": 24000, "charts": 22000, "documents": 16000, "clips": 5000},
+    vision_steps=6000,
+    video_steps=1200,
+    blind_steps=600,
     processes=cores(),
 )
 
@@ -137,7 +137,7 @@ def train_all(plan: Plan, data: Path, here: Path) -> tuple[dict[str, Path], dict
     second = settings(video(), plan.video_steps, wide, 7e-4)
     second = replace(second, learn=LearnConfig(vision=Pace(rate=0.5, start=plan.video_steps // 10)))
     blind = settings(vision(), plan.blind_steps, narrow, 1e-3)
-    pictures = [f"{files[kind]}={weight}" for kind, weight in zip(PICTURES, (0.35, 0.35, 0.3), strict=True)]
+    pictures = [f"{files[kind]}={weight}" for kind, weight in zip(PICTURES, (0.4, 0.4, 0.2), strict=True)]
     clips = [f"{files['clips']}=0.7", *(f"{files[kind]}=0.1" for kind in PICTURES)]
     unseen = [f"{blind_of(files[kind])}=0.25" for kind in files]
     runs = {
