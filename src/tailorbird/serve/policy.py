@@ -13,6 +13,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -120,8 +121,13 @@ class PolicyServer:
 
     def _spread(self, batchers: Sequence[Batcher]) -> Spread:
         spread, loop = Spread(batchers), asyncio.get_running_loop()
+
+        def tell(number: int, up: bool) -> None:
+            with suppress(RuntimeError):  # the loop is closed: a copy that comes back may outlive the server
+                loop.call_soon_threadsafe(spread.set_up, number, up)
+
         if self._replicas is not None:
-            self._replicas.tell = lambda *told: loop.call_soon_threadsafe(spread.set_up, *told)
+            self._replicas.tell = tell
         return spread
 
     async def _listen(self) -> Server:
