@@ -68,8 +68,8 @@ class Plan:
 
 FULL = Plan(
     drawn={"shapes": 24000, "charts": 22000, "documents": 16000, "clips": 5000},
-    vision_steps=6000,
-    video_steps=1200,
+    vision_steps=5200,
+    video_steps=1100,
     blind_steps=600,
     processes=cores(),
 )
